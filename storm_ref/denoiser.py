@@ -1,0 +1,199 @@
+"""The denoiser: tokens in, blocks, tokens out, inside EDM's preconditioning. No tiling and no sharding here.
+
+[NET-1] e = W_2 silu(W_1 phi(c_noise)),  phi(c) = [sin(f_j c), cos(f_j c)], f_j = 2 pi 2^(j/2 - 2): the noise embedding
+[NET-2] t = state tokens ([TOK-4]);  m = compressed memory ([MEM-2]) of history tokens ([TOK-5])
+[NET-3] t <- block_l(t, m, e, sigma), l = 1..L ([ATT-3])
+[NET-4] F = unpatchify(W_f [LN(t) (1 + scale) + shift] + b_f), (shift, scale) = W_m silu(e)
+[NET-5] D(x; sigma) = c_skip x + c_out F ([EDM-1]); the memory depends on neither x nor sigma, so it is computed once an analysis
+[NET-6] the state x, static fields, memory and position share one grid and one batch, or an error names the shapes
+[NET-7] presets count within 10 % of 10 M, 200 M and 10 B weights
+
+The paper: a Vision Transformer denoiser that sees the current state at full resolution and the past compressed. Noise embedding
+and output layer are our interpretation (after Peebles & Xie 2023).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from storm_ref.attention import Block, modulate, window_mask
+from storm_ref.config import StormConfig
+from storm_ref.edm import Denoise, precondition
+from storm_ref.memory import MemoryState, TemporalMemory
+from storm_ref.tokenisation import age_features, fourier_features, patchify, unpatchify
+
+__all__ = ["Condition", "Storm", "bind", "count_weights", "noise_features", "randomise"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All the denoiser is told besides x and sigma. Batch 1 serves every member."""
+
+    static: Float[Tensor, "b s h w"]  # constant fields and known forcings
+    memory: Float[Tensor, "b rows cols d"]  # from Storm.compress
+    position: Float[Tensor, "*tiles rows cols p"]  # absolute coordinates of the patch centres
+    periodic: bool = False  # the columns close on themselves (matters to windowed attention only)
+
+    def crop(self, rows: Int[Tensor, " i"], cols: Int[Tensor, " j"], patch: tuple[int, int]) -> "Condition":
+        """The part that a tile sees: `rows` and `cols` are its grid points, whole patches, absolute positions kept."""
+        i, j = rows[:: patch[0], None] // patch[0], cols[None, :: patch[1]] // patch[1]
+        return replace(
+            self,
+            static=self.static[..., rows[:, None], cols],
+            memory=self.memory[:, i, j],
+            position=self.position[i, j],
+            periodic=self.periodic and len(cols) == self.static.shape[-1],
+        )
+
+    @staticmethod
+    def stack(parts: "list[Condition]", batch: int) -> "Condition":
+        """Conditions of equal tiles in one batch: all members of the first tile, then of the second, and so on."""
+
+        def repeat(name: str, lead: int) -> Tensor:
+            tensors = [getattr(part, name) for part in parts]
+            tensors = [t if lead else t[None] for t in tensors]
+            return torch.cat([t.expand(batch, *t.shape[1:]) for t in tensors])
+
+        return Condition(repeat("static", 1), repeat("memory", 1), repeat("position", 0), parts[0].periodic)
+
+
+def noise_features(c_noise: Float[Tensor, " b"], count: int) -> Float[Tensor, "b count"]:
+    """phi(c_noise), [NET-1]: wave numbers from pi / 2 up, half an octave apart."""
+    wave = 2 * math.pi * 2.0 ** (torch.arange(count // 2, dtype=c_noise.dtype, device=c_noise.device) / 2 - 2)
+    phase = c_noise[:, None] * wave
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+class Storm(nn.Module):
+    """The network F and its compression of history. See the module's equations."""
+
+    def __init__(self, config: StormConfig) -> None:
+        super().__init__()
+        self.config = config
+        points = config.patch[0] * config.patch[1]
+        values = (config.channels + config.static_channels) * points
+        codes = 2 * config.position_features * config.position_octaves
+        self.embed_state = nn.Linear(values, config.width)
+        self.embed_history = nn.Linear(values, config.width)
+        self.embed_position = nn.Linear(codes, config.width, bias=False)
+        self.embed_age = nn.Linear(2 * config.position_octaves, config.width, bias=False)
+        self.embed_noise = nn.Sequential(
+            nn.Linear(config.noise_features, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
+        )
+        self.memory = TemporalMemory(config.width, config.heads)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.final_adaptive = nn.Linear(config.width, 2 * config.width)
+        self.final = nn.Linear(config.width, config.channels * points)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Training's starting point: the blocks' gates and the output are zero, so that F = 0 and D = c_skip x."""
+        for block in self.blocks:
+            nn.init.zeros_(block.adaptive.weight)  # type: ignore[arg-type, union-attr]
+            nn.init.zeros_(block.adaptive.bias)  # type: ignore[arg-type, union-attr]
+        for layer in (self.final_adaptive, self.final):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def compress_chunk(
+        self,
+        state: MemoryState | None,
+        past: Float[Tensor, "b k c h w"],
+        static: Float[Tensor, "b k s h w"],
+        age: Float[Tensor, "b k"],
+        position: Float[Tensor, "rows cols p"],
+    ) -> MemoryState:
+        """Stream k past frames into the memory; `static` are each frame's own fields and forcings, `age` in hours."""
+        tokens = self.embed_history(patchify(torch.cat([past, static], 2), self.config.patch))
+        code = self.embed_age(age_features(age.double(), self.config.position_octaves).to(tokens.dtype))
+        return self.memory.update(state, tokens + self._position(position, tokens) + code[:, :, None])
+
+    def compress(
+        self,
+        past: Float[Tensor, "b k c h w"],
+        static: Float[Tensor, "b k s h w"],
+        age: Float[Tensor, "b k"],
+        position: Float[Tensor, "rows cols p"],
+        chunk: int = 16,
+    ) -> Float[Tensor, "b rows cols d"]:
+        """K past frames to one memory token a location, `chunk` frames at a time, [NET-2].
+
+        Raises ValueError on no frame, frames of the future, or a static field that does not fit.
+        """
+        if past.shape[1] == 0:
+            raise ValueError("the memory needs at least one past frame, got none")
+        state: MemoryState | None = None
+        for at in range(0, past.shape[1], chunk):
+            part = slice(at, at + chunk)
+            state = self.compress_chunk(state, past[:, part], static[:, part], age[:, part], position)
+        assert state is not None
+        return rearrange(self.memory.finish(state), "b (i j) d -> b i j d", i=position.shape[0])
+
+    def _position(self, position: Tensor, like: Tensor) -> Tensor:
+        features = fourier_features(position.double(), self.config.position_octaves)
+        return self.embed_position(rearrange(features.to(like.dtype), "... i j f -> ... (i j) f"))  # type: ignore[no-any-return]
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], condition: Condition
+    ) -> Float[Tensor, "b c h w"]:
+        """F(x; sigma) for x already scaled by c_in, [NET-1] to [NET-4]."""
+        self._check(x, condition)
+        batch, patch = x.shape[0], self.config.patch
+        rows, cols = condition.position.shape[-3:-1]
+        static = condition.static.expand(batch, -1, -1, -1)
+        memory = rearrange(condition.memory, "b i j d -> b (i j) d").expand(batch, -1, -1)
+        t = self.embed_state(patchify(torch.cat([x, static], 1), patch))
+        t = t + self._position(condition.position, t)
+        e = F.silu(self.embed_noise(noise_features(sigma.double().log() / 4, self.config.noise_features).to(t.dtype)))
+        window = self.config.window
+        mask = None if window is None else window_mask(rows, cols, window, condition.periodic, x.device)
+        for block in self.blocks:
+            t = block(t, memory, e, sigma, mask)
+        shift, scale = self.final_adaptive(e).chunk(2, -1)
+        return unpatchify(self.final(modulate(t, shift, scale)), patch, rows)
+
+    def _check(self, x: Tensor, condition: Condition) -> None:
+        c = self.config
+        rows, cols = condition.position.shape[-3:-1]
+        height, width = rows * c.patch[0], cols * c.patch[1]
+        want = {
+            "state": (tuple(x.shape[1:]), (c.channels, height, width)),
+            "static fields": (tuple(condition.static.shape[1:]), (c.static_channels, height, width)),
+            "memory": (tuple(condition.memory.shape[1:]), (rows, cols, c.width)),
+            "position": (condition.position.shape[-1], c.position_features),
+        }
+        for name, (got, expected) in want.items():
+            if got != expected:
+                raise ValueError(f"{name}: shape {got} where the network and its {rows} x {cols} patches want {expected}")
+
+
+def bind(network: Storm, condition: Condition) -> Denoise:
+    """D(x; sigma) of one analysis, untiled, [NET-5]: float64 outside, the network's dtype inside."""
+    dtype = network.final.weight.dtype
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return precondition(lambda z, s: network(z, s, condition), x, sigma, network.config.sigma_data, dtype)
+
+    return denoise
+
+
+def count_weights(network: nn.Module) -> int:
+    """Number of trained weights; works on the meta device."""
+    return sum(p.numel() for p in network.parameters())
+
+
+@torch.no_grad()
+def randomise(network: nn.Module, generator: torch.Generator, scale: float = 1.0) -> None:
+    """Generic weights for vectors and tests: matrices N(0, scale^2 / fan_in), vectors N(0, (scale / 2)^2).
+
+    Zero-initialised gates hide the model behind them: a test on fresh weights sees next to nothing.
+    """
+    for p in network.parameters():
+        draw = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        p.copy_(draw * (scale / math.sqrt(p.shape[-1]) if p.ndim > 1 else scale / 2))

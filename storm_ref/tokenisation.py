@@ -1,0 +1,115 @@
+"""Tokenisation: fields become tokens of p_y x p_x grid points, and each token knows where on Earth it is.
+
+[TOK-1] N = (H/p_y)(W/p_x); the patch divides the grid, or an error names both.
+[TOK-2] token n = i (W/p_x) + j holds patch (i, j): row-major over patches, and inside the token channel, row, column.
+[TOK-3] unpatchify(patchify(x)) = x bit for bit, and the other way round.
+[TOK-4] state token   t_n = W_x [c_in x ; static]_n + b_x + P(r_n)
+[TOK-5] history token h_kn = W_h [x_k ; static_k]_n + b_h + P(r_n) + A(age_k)
+[TOK-6] position r_n is a function of absolute coordinates of the patch centre: on the sphere
+        (cos lat cos lon, cos lat sin lon, sin lat); in a region projected (x, y); sin lat alone is zonally equivariant.
+[TOK-7] P(r) = W_p [sin(2^j pi r), cos(2^j pi r)], j = 0..J-1, no bias.
+[TOK-8] A(age) = W_a [sin(2^j pi s), cos(2^j pi s)], s = log2(1 + age / 1 h) / 8, age in hours > 0: real time, so that any
+        number of frames and any gaps between them mean the same thing.
+
+The paper tokenises with a linear patch embedding; position and age codes are our interpretation (B_provenance).
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "age_features",
+    "fourier_features",
+    "latitude_position",
+    "patchify",
+    "region_position",
+    "sphere_position",
+    "unpatchify",
+]
+
+
+def patchify(x: Float[Tensor, "*b c h w"], patch: tuple[int, int]) -> Float[Tensor, "*b n v"]:
+    """Fields to tokens: N = (h/p_y)(w/p_x) tokens of v = c p_y p_x values, [TOK-1] and [TOK-2].
+
+    Raises ValueError when the patch does not divide the grid.
+    """
+    height, width = x.shape[-2:]
+    if min(patch) < 1 or height % patch[0] or width % patch[1]:
+        raise ValueError(
+            f"patch {patch[0]} x {patch[1]} does not divide the grid {height} x {width}; choose a patch that does, or pad or crop the grid"
+        )
+    return rearrange(x, "... c (i p) (j q) -> ... (i j) (c p q)", p=patch[0], q=patch[1])
+
+
+def unpatchify(tokens: Float[Tensor, "*b n v"], patch: tuple[int, int], rows: int) -> Float[Tensor, "*b c h w"]:
+    """Tokens back to fields, the inverse of `patchify` on a grid of `rows` patch rows, [TOK-3].
+
+    Raises ValueError when the tokens do not fill whole rows or whole channels.
+    """
+    count, values = tokens.shape[-2:]
+    if rows < 1 or count % rows:
+        raise ValueError(f"{count} tokens do not fill {rows} rows of patches")
+    if values % (patch[0] * patch[1]):
+        raise ValueError(f"{values} values a token are not whole channels of {patch[0]} x {patch[1]} points")
+    return rearrange(tokens, "... (i j) (c p q) -> ... c (i p) (j q)", i=rows, p=patch[0], q=patch[1])
+
+
+def _centres(coordinate: Float[Tensor, " n"], patch: int) -> Float[Tensor, " m"]:
+    if coordinate.shape[0] % patch:
+        raise ValueError(f"patch {patch} does not divide an axis of {coordinate.shape[0]} coordinates")
+    return coordinate.double().reshape(-1, patch).mean(1)
+
+
+def sphere_position(
+    latitude: Float[Tensor, " h"], longitude: Float[Tensor, " w"], patch: tuple[int, int]
+) -> Float[Tensor, "rows cols 3"]:
+    """Unit-sphere x, y, z of the patch centres, [TOK-6]; degrees in, longitudes contiguous (unwrapped).
+
+    Periodic in longitude by construction: 0 and 360 degrees are one point. Returned in float64.
+    """
+    lat = torch.deg2rad(_centres(latitude, patch[0]))[:, None]
+    lon = torch.deg2rad(_centres(longitude, patch[1]))[None, :]
+    x, y = torch.cos(lat) * torch.cos(lon), torch.cos(lat) * torch.sin(lon)
+    return torch.stack([x, y, torch.sin(lat).expand_as(x)], -1)
+
+
+def region_position(
+    latitude: Float[Tensor, " h"], longitude: Float[Tensor, " w"], patch: tuple[int, int], length: float
+) -> Float[Tensor, "rows cols 2"]:
+    """Equirectangular x, y of the patch centres about the middle of the region, in units of `length` degrees, [TOK-6].
+
+    x = (lon - lon_0) cos(lat_0) / length, y = (lat - lat_0) / length, (lat_0, lon_0) the middle of the region.
+    """
+    if not length > 0:
+        raise ValueError(f"length must be positive (degrees that make one unit), got {length}")
+    lat, lon = _centres(latitude, patch[0]), _centres(longitude, patch[1])
+    middle = (latitude.double().max() + latitude.double().min()) / 2
+    y = (lat - middle) / length
+    x = (lon - (longitude.double().max() + longitude.double().min()) / 2) * torch.cos(torch.deg2rad(middle)) / length
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1)
+
+
+def latitude_position(latitude: Float[Tensor, " h"], cols: int, patch: tuple[int, int]) -> Float[Tensor, "rows cols 1"]:
+    """sin(lat) of the patch centres alone: makes the network equivariant to shifts in longitude, [TOK-6]."""
+    return torch.sin(torch.deg2rad(_centres(latitude, patch[0])))[:, None, None].expand(-1, cols, 1)
+
+
+def fourier_features(r: Float[Tensor, "*b p"], octaves: int) -> Float[Tensor, "*b f"]:
+    """[sin(2^j pi r), cos(2^j pi r)] for j < octaves and every coordinate: f = 2 p octaves values, [TOK-7]."""
+    waves = math.pi * 2.0 ** torch.arange(octaves, dtype=r.dtype, device=r.device)
+    phase = (r[..., None] * waves).flatten(-2)
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+def age_features(age: Float[Tensor, "*b"], octaves: int) -> Float[Tensor, "*b f"]:
+    """Fourier features of s = log2(1 + age in hours) / 8, [TOK-8].
+
+    Raises ValueError when a frame is not in the past (age <= 0) or its age is not finite.
+    """
+    if not bool((torch.isfinite(age) & (age > 0)).all()):
+        raise ValueError("ages are hours before the analysis time and must be positive; is a frame of the future among the past?")
+    return fourier_features((torch.log2(1 + age) / 8)[..., None], octaves)
