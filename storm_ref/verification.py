@@ -174,8 +174,8 @@ def rank_histogram(
         raise ValueError(f"NaN at {int(departure.isnan().any(0).sum())} selected points: leave them out with the mask")
     ties = (departure == 0).sum(0)
     uniform = torch.rand(ties.shape, dtype=torch.float64, generator=generator, device=generator.device).to(ties.device)
-    # The product can round up to ties + 1.
-    extra = (uniform * (ties + 1)).long().minimum(ties)
+    # A uniform number is at most 1 - 2^-53, and its product with ties + 1 never rounds up to ties + 1.
+    extra = (uniform * (ties + 1)).long()
     return torch.bincount((departure < 0).sum(0) + extra, minlength=members.shape[0] + 1)
 
 

@@ -1,0 +1,52 @@
+# One command each: `make help` lists them. Every target sets up its own environment in .venv first.
+# PYTHON=python3.12 picks another interpreter for it.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help conformance assimilate trial test lint tiny-data train-tiny clean
+
+help: ## list these commands
+	@printf 'usage: make COMMAND\n\n'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@printf '\nThe first command makes the environment in %s (Python 3.11 or newer).\n' '$(VENV)'
+
+conformance: $(READY) ## check the reference against the specification and print the report
+	@$(RUN) -m conformance
+
+assimilate: $(READY) ## assimilate observations into the tiny world and write the ensemble
+	@$(RUN) -m storm_ref assimilate
+
+trial: $(READY) ## score forecasts and analyses on held-back data; DATA=FILE.nc takes your own
+	@$(RUN) -m storm_ref trial $(if $(DATA),--data "$(DATA)")
+
+test: lint ## lint, then run all tests
+	@$(RUN) -m pytest
+
+lint: $(READY) ## style (ruff) and types (mypy, strict)
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m mypy --no-error-summary
+
+tiny-data: $(READY) ## make the data files in tiny_data/ again
+	@$(RUN) tiny_data/make_tiny_data.py
+
+train-tiny: $(READY) ## train the network that tiny_data/ carries again
+	@$(RUN) -m storm_ref train --out tiny_data/storm_tiny.safetensors
+
+clean: ## remove the environment and everything the tools cached
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Commands call `python -m NAME`: the scripts pip writes break where the path holds a space.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo 'storm-ref needs Python 3.11 or newer and "$(PYTHON)" is not: try make PYTHON=python3.11' >&2; exit 1; }
+	@echo 'setting up $(VENV) (a few minutes the first time)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

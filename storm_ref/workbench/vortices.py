@@ -1,0 +1,94 @@
+"""Follow a vortex from frame to frame in 10 m winds: its track and intensity (cf. the paper's Figs. 6, 7).
+
+zeta = (1 / a cos lat) (dv/dlon - d(u cos lat)/dlat), the relative vorticity, by centred differences. The centre is the
+extremum of zeta near the last position, refined to the centroid of its 3 x 3 neighbourhood; the intensity is the
+largest wind speed nearby.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Track", "follow", "strongest", "vorticity"]
+
+EARTH_RADIUS = 6.371e6  # m
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Track:
+    """Centre (degrees, longitudes unwrapped) and largest wind nearby (m/s), one a frame: [T] each."""
+
+    latitude: Array
+    longitude: Array
+    intensity: Array
+
+
+def vorticity(u: Array, v: Array, latitude: Array, longitude: Array, periodic: bool) -> Array:
+    """Relative vorticity in 1/s from winds [..., H, W] in m/s; one-sided differences at closed edges."""
+    lat, step = np.deg2rad(latitude), np.deg2rad(longitude[1] - longitude[0])
+    cos = np.maximum(np.cos(lat), 0.05)[:, None]  # the poles: the metric term, not the flow, is singular there
+    dv = (np.roll(v, -1, -1) - np.roll(v, 1, -1)) / (2 * step) if periodic else np.gradient(v, step, axis=-1)
+    return np.asarray((dv - np.gradient(u * cos, lat, axis=-2)) / (EARTH_RADIUS * cos))
+
+
+def _distance(lat: float, lon: float, latitude: Array, longitude: Array) -> Array:
+    """Great-circle degrees from one point to every grid point."""
+    a, b = np.deg2rad(lat), np.deg2rad(latitude)[:, None]
+    cosine = np.sin(a) * np.sin(b) + np.cos(a) * np.cos(b) * np.cos(np.deg2rad(longitude - lon))[None]
+    return np.asarray(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def _refine(zeta: Array, i: int, j: int, latitude: Array, longitude: Array, periodic: bool) -> tuple[float, float]:
+    """Centroid of the vorticity above half its peak in the 3 x 3 neighbourhood."""
+    rows = np.clip(np.arange(i - 1, i + 2), 0, len(latitude) - 1)
+    cols = np.arange(j - 1, j + 2)
+    cols = cols % len(longitude) if periodic else np.clip(cols, 0, len(longitude) - 1)
+    weight = np.maximum(zeta[np.ix_(rows, cols)] - zeta[i, j] / 2, 0)
+    offset = (longitude[cols] - longitude[j] + 180) % 360 - 180
+    total = weight.sum()
+    return (
+        float((weight.sum(1) * latitude[rows]).sum() / total),
+        float(longitude[j] + (weight.sum(0) * offset).sum() / total),
+    )
+
+
+def strongest(zeta: Array, latitude: Array, margin: int = 3) -> tuple[int, int, int]:
+    """Row, column and sign (+1 or -1) of the strongest vortex of zeta [H, W], away from the edges in latitude."""
+    inner = np.abs(zeta) * (np.cos(np.deg2rad(latitude)) > 0.2)[:, None]
+    inner[:margin], inner[-margin:] = 0, 0
+    i, j = np.unravel_index(int(np.argmax(inner)), inner.shape)
+    return int(i), int(j), int(np.sign(zeta[i, j]))
+
+
+def follow(
+    u: Array,
+    v: Array,
+    latitude: Array,
+    longitude: Array,
+    start: tuple[float, float, int],
+    periodic: bool,
+    radius: float = 10.0,
+) -> Track:
+    """Follow one vortex through winds [T, H, W] from `start` (latitude, longitude, sign), `radius` degrees a frame.
+
+    Raises ValueError when no grid point lies within the radius.
+    """
+    zeta = start[2] * vorticity(u, v, latitude, longitude, periodic)
+    speed = np.hypot(u, v)
+    lat, lon = start[:2]
+    rows = []
+    for frame, wind in zip(zeta, speed, strict=True):
+        near = _distance(lat, lon, latitude, longitude) <= radius
+        if not near.any():
+            raise ValueError(f"no grid point within {radius} degrees of ({lat:.1f}, {lon:.1f}); use a larger radius")
+        i, j = np.unravel_index(int(np.argmax(np.where(near, frame, -np.inf))), frame.shape)
+        if frame[i, j] > 0:  # a vortex that has died leaves its track where it was
+            before = lon
+            lat, lon = _refine(frame, int(i), int(j), latitude, longitude, periodic)
+            lon = before + (lon - before + 180) % 360 - 180
+        around = _distance(lat, lon, latitude, longitude) <= radius
+        rows.append((lat, lon, wind[around].max()))
+    latitudes, longitudes, intensity = np.array(rows).T
+    return Track(latitudes, longitudes, intensity)

@@ -1,0 +1,36 @@
+"""What every test gets: checked shapes, one thread, and repeatable examples."""
+
+import os
+from collections.abc import Iterator
+
+# Before torch and numpy start their thread pools: one and two threads differ in the last bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jaxtyping
+
+# Before storm_ref is imported, else its signatures stay unchecked. The handle is left open: it lasts the session.
+jaxtyping.install_import_hook("storm_ref", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+torch.set_num_threads(1)
+
+# No deadline: a busy machine is not a failure. Derandomised: the same examples in every run.
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("ci")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A fresh CPU generator with a fixed seed for each test."""
+    return torch.Generator().manual_seed(20260417)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Signatures unchecked, as users run the code: for shapes that a function itself must refuse."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
