@@ -5,17 +5,19 @@
         each of three sub-layers from one linear map D -> 9 D of silu(e), e the noise embedding (9 D^2 weights)
 [ATT-3] x += g1 * W_s[(1 - gamma_a) SelfAttn_a(LN1(x))]
         x += g2 * W_t[gamma_a CrossAttn_a(LN2(x), LN(memory))]
-        x += g3 * W_2 gelu(W_1 LN3(x))
-[ATT-4] gamma_a(sigma) = sigmoid(softplus(alpha_a) (ln sigma - beta_a)): nondecreasing in sigma by construction, -> 1 as sigma
-        grows (temporal branch), -> 0 as sigma falls (spatial branch)
-[ATT-5] no bias on key projections: it shifts all scores of a query alike, so it has neither effect nor gradient
+        x += g3 * W_2 gelu(W_1 LN3(x)), the exact gelu (erf)
+        LN1, LN2, LN3 the adaptive layer norm of [ATT-2], LN the plain one
+[ATT-4] gamma_a(sigma) = sigmoid(softplus(alpha_a) (ln sigma - beta_a)): nondecreasing in sigma by construction, -> 1 as
+        sigma grows (temporal branch), -> 0 as sigma falls (spatial branch)
+[ATT-5] no bias on key projections: it shifts all scores of a query alike, so it has neither effect nor gradient;
+        all other projections have one
 [ATT-6] windowed attention of radius r: token (i, j) sees (i', j') with |i - i'| <= r and |j - j'| <= r, columns modulo
-        their number on a periodic axis
+        their number on a periodic axis; the same window for tokens and for memory tokens
 [ATT-7] 25 D^2 weights a block besides biases: 4 self, 4 cross, 8 MLP, 9 adaptive layer norm
 
-The paper states that spatial self-attention and temporal cross-attention are weighted by the noise level, temporal at high noise,
-spatial at low. The gate's formula and the order of the sub-layers are our interpretation. Adaptive layer norm: Peebles & Xie (2023).
-TimeSformer: Bertasius et al. (2021).
+The paper states that spatial self-attention and temporal cross-attention are weighted by the noise level, temporal at
+high noise, spatial at low. The gate's formula and the order of the sub-layers are our interpretation. Adaptive layer
+norm: Peebles & Xie (2023). TimeSformer: Bertasius et al. (2021).
 """
 
 import torch
@@ -92,7 +94,9 @@ def noise_gate(
     """gamma_a(sigma), [ATT-4]. Raises ValueError for sigma <= 0."""
     if not bool((sigma > 0).all()):
         raise ValueError(f"the noise gate needs sigma > 0, got {sigma.min().item()}")
-    return torch.sigmoid(F.softplus(alpha) * (sigma.log()[:, None] - beta))
+    # torch's own threshold of 20 for softplus(x) = x is off by 2e-9 there; beyond 40 it is exact in float64.
+    steepness = F.softplus(alpha, threshold=40)
+    return torch.sigmoid(steepness * (sigma.log()[:, None] - beta))
 
 
 class MultiHead(nn.Module):
@@ -148,8 +152,9 @@ class Block(nn.Module):
         sigma: Float[Tensor, " b"],
         mask: Bool[Tensor, "n m"] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """Tokens x, memory tokens, noise embedding and noise level in; tokens out."""
-        shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3, gate3 = self.adaptive(F.silu(embedding)).chunk(9, -1)
+        """Tokens x, memory tokens, noise embedding and noise level in; tokens out. `mask` is [ATT-6]'s window."""
+        nine = self.adaptive(F.silu(embedding)).chunk(9, -1)
+        shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3, gate3 = nine
         gamma = noise_gate(sigma, self.gate_alpha, self.gate_beta).to(x.dtype)
         y = modulate(x, shift1, scale1)
         x = x + gate1[:, None] * self.spatial(y, y, 1 - gamma, mask)
@@ -168,7 +173,7 @@ class SpaceTimeBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t n w"]) -> Float[Tensor, "b t n w"]:
         """Pre-norm residual block over the flattened space-time tokens."""
-        tokens = rearrange(x, "b t n w -> b (t n) w")
+        tokens: Tensor = rearrange(x, "b t n w -> b (t n) w")
         y = layer_norm(tokens)
         tokens = tokens + self.joint(y, y)
         tokens = tokens + self.mlp(layer_norm(tokens))

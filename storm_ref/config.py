@@ -6,6 +6,7 @@ for each of three sub-layers (9 D^2) has 25 D^2 weights, which gives 9.8 M, 210 
 paper's block is our inference.
 """
 
+import math
 from dataclasses import dataclass
 
 __all__ = ["StormConfig", "storm_10b", "storm_10m", "storm_200m", "tiny"]
@@ -44,16 +45,18 @@ class StormConfig:
                 f"position_features must be 1 (latitude), 2 (region) or 3 (sphere), got {self.position_features}"
             )
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width: {self.heads} does not divide {self.width}; choose another of them")
+            raise ValueError(f"heads must divide width: {self.heads} does not divide {self.width}; change one of them")
         if self.noise_features < 2 or self.noise_features % 2:
             raise ValueError(f"noise_features must be even and positive, got {self.noise_features}")
         if self.window is not None and self.window < 0:
             raise ValueError(f"window is a radius in tokens and must not be negative, got {self.window}")
-        if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data is a standard deviation and must be positive, got {self.sigma_data}")
+        if not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data is a standard deviation, positive and finite, got {self.sigma_data}")
 
 
-def tiny(channels: int = 3, static_channels: int = 7, patch: tuple[int, int] = (2, 2), position_features: int = 3) -> StormConfig:
+def tiny(
+    channels: int = 3, static_channels: int = 7, patch: tuple[int, int] = (2, 2), position_features: int = 3
+) -> StormConfig:
     """The size that trains on a laptop in minutes: the bundled world, tests and conformance vectors use it."""
     return StormConfig(channels, static_channels, patch, 64, 4, 3, position_features=position_features)
 

@@ -1,15 +1,17 @@
 """The denoiser: tokens in, blocks, tokens out, inside EDM's preconditioning. No tiling and no sharding here.
 
-[NET-1] e = W_2 silu(W_1 phi(c_noise)),  phi(c) = [sin(f_j c), cos(f_j c)], f_j = 2 pi 2^(j/2 - 2): the noise embedding
+[NET-1] noise embedding  e = W_2 silu(W_1 phi(c_noise) + b_1) + b_2,
+        phi(c) = [sin(f_j c), cos(f_j c)], f_j = 2 pi 2^(j/8 - 2), all sines, then all cosines
 [NET-2] t = state tokens ([TOK-4]);  m = compressed memory ([MEM-2]) of history tokens ([TOK-5])
 [NET-3] t <- block_l(t, m, e, sigma), l = 1..L ([ATT-3])
-[NET-4] F = unpatchify(W_f [LN(t) (1 + scale) + shift] + b_f), (shift, scale) = W_m silu(e)
-[NET-5] D(x; sigma) = c_skip x + c_out F ([EDM-1]); the memory depends on neither x nor sigma, so it is computed once an analysis
-[NET-6] the state x, static fields, memory and position share one grid and one batch, or an error names the shapes
+[NET-4] F = unpatchify(W_f [LN(t) (1 + scale) + shift] + b_f), (shift, scale) = W_m silu(e) + b_m
+[NET-5] D(x; sigma) = c_skip x + c_out F ([EDM-1]); the memory depends on neither x nor sigma: computed once an analysis
+[NET-6] the state x, static fields, memory and position share one grid and one batch (1 serves all), or an error names
+        the shapes; so do the past frames, their static fields and ages
 [NET-7] presets count within 10 % of 10 M, 200 M and 10 B weights
 
-The paper: a Vision Transformer denoiser that sees the current state at full resolution and the past compressed. Noise embedding
-and output layer are our interpretation (after Peebles & Xie 2023).
+The paper: a Vision Transformer denoiser that sees the current state at full resolution and the past compressed. Noise
+embedding and output layer are our interpretation (after Peebles & Xie 2023).
 """
 
 import math
@@ -34,14 +36,17 @@ __all__ = ["Condition", "Storm", "bind", "count_weights", "noise_features", "ran
 class Condition:
     """All the denoiser is told besides x and sigma. Batch 1 serves every member."""
 
-    static: Float[Tensor, "b s h w"]  # constant fields and known forcings
-    memory: Float[Tensor, "b rows cols d"]  # from Storm.compress
+    static: Float[Tensor, "bs s h w"]  # constant fields and known forcings
+    memory: Float[Tensor, "bm rows cols d"]  # from Storm.compress
     position: Float[Tensor, "*tiles rows cols p"]  # absolute coordinates of the patch centres
     periodic: bool = False  # the columns close on themselves (matters to windowed attention only)
 
     def crop(self, rows: Int[Tensor, " i"], cols: Int[Tensor, " j"], patch: tuple[int, int]) -> "Condition":
-        """The part that a tile sees: `rows` and `cols` are its grid points, whole patches, absolute positions kept."""
-        i, j = rows[:: patch[0], None] // patch[0], cols[None, :: patch[1]] // patch[1]
+        """The part that a tile sees: `rows` and `cols` are its grid points, whole patches, absolute positions kept.
+
+        Raises ValueError when they are not whole patches.
+        """
+        i, j = _whole_patches(rows, patch[0])[:, None], _whole_patches(cols, patch[1])
         return replace(
             self,
             static=self.static[..., rows[:, None], cols],
@@ -62,9 +67,19 @@ class Condition:
         return Condition(repeat("static", 1), repeat("memory", 1), repeat("position", 0), parts[0].periodic)
 
 
+def _whole_patches(index: Int[Tensor, " i"], patch: int) -> Int[Tensor, " m"]:
+    first = index[::patch]
+    whole = first[:, None] + torch.arange(patch, device=index.device)
+    if bool((first % patch != 0).any()) or not torch.equal(whole.flatten(), index):
+        raise ValueError(f"grid points {index.tolist()} are not whole patches of {patch}")
+    return first // patch
+
+
 def noise_features(c_noise: Float[Tensor, " b"], count: int) -> Float[Tensor, "b count"]:
-    """phi(c_noise), [NET-1]: wave numbers from pi / 2 up, half an octave apart."""
-    wave = 2 * math.pi * 2.0 ** (torch.arange(count // 2, dtype=c_noise.dtype, device=c_noise.device) / 2 - 2)
+    """phi(c_noise), [NET-1]: wave numbers from pi / 2 up, an eighth of an octave apart, so that the default 64 features
+    end at 23. Much faster waves would make the network rough in sigma, and sensitive to the rounding of sigma.
+    """
+    wave = 2 * math.pi * 2.0 ** (torch.arange(count // 2, dtype=c_noise.dtype, device=c_noise.device) / 8 - 2)
     phase = c_noise[:, None] * wave
     return torch.cat([phase.sin(), phase.cos()], -1)
 
@@ -72,7 +87,8 @@ def noise_features(c_noise: Float[Tensor, " b"], count: int) -> Float[Tensor, "b
 class Storm(nn.Module):
     """The network F and its compression of history. See the module's equations."""
 
-    def __init__(self, config: StormConfig) -> None:
+    def __init__(self, config: StormConfig, generator: torch.Generator | None = None) -> None:
+        """A fresh network; the generator draws its weights (None: one with seed 0)."""
         super().__init__()
         self.config = config
         points = config.patch[0] * config.patch[1]
@@ -89,11 +105,18 @@ class Storm(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.final_adaptive = nn.Linear(config.width, 2 * config.width)
         self.final = nn.Linear(config.width, config.channels * points)
-        self.reset()
+        self.reset(torch.Generator().manual_seed(0) if generator is None else generator)
 
     @torch.no_grad()
-    def reset(self) -> None:
-        """Training's starting point: the blocks' gates and the output are zero, so that F = 0 and D = c_skip x."""
+    def reset(self, generator: torch.Generator) -> None:
+        """Training's starting point: the blocks' gates and the output are zero, so that F = 0 and D = c_skip x.
+
+        All other matrices are uniform within 1 / sqrt(fan_in), all vectors zero.
+        """
+        for weight in self.parameters():
+            bound = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.0
+            if not weight.is_meta:
+                weight.uniform_(-bound, bound, generator=generator)
         for block in self.blocks:
             nn.init.zeros_(block.adaptive.weight)  # type: ignore[arg-type, union-attr]
             nn.init.zeros_(block.adaptive.bias)  # type: ignore[arg-type, union-attr]
@@ -109,8 +132,13 @@ class Storm(nn.Module):
         age: Float[Tensor, "b k"],
         position: Float[Tensor, "rows cols p"],
     ) -> MemoryState:
-        """Stream k past frames into the memory; `static` are each frame's own fields and forcings, `age` in hours."""
-        tokens = self.embed_history(patchify(torch.cat([past, static], 2), self.config.patch))
+        """Stream k past frames into the memory; `static` are each frame's own fields and forcings, `age` in hours.
+
+        Raises ValueError as `compress` does.
+        """
+        self._check_past(past, static, age, position)
+        fields = torch.cat([past, static], 2).to(self.embed_history.weight.dtype)
+        tokens = self.embed_history(patchify(fields, self.config.patch))
         code = self.embed_age(age_features(age.double(), self.config.position_octaves).to(tokens.dtype))
         return self.memory.update(state, tokens + self._position(position, tokens) + code[:, :, None])
 
@@ -124,10 +152,13 @@ class Storm(nn.Module):
     ) -> Float[Tensor, "b rows cols d"]:
         """K past frames to one memory token a location, `chunk` frames at a time, [NET-2].
 
-        Raises ValueError on no frame, frames of the future, or a static field that does not fit.
+        Raises ValueError on no frame, frames of the future, shapes that do not fit, or an empty chunk.
         """
         if past.shape[1] == 0:
             raise ValueError("the memory needs at least one past frame, got none")
+        if chunk < 1:
+            raise ValueError(f"a chunk is at least one frame, got {chunk}")
+        self._check_past(past, static, age, position)
         state: MemoryState | None = None
         for at in range(0, past.shape[1], chunk):
             part = slice(at, at + chunk)
@@ -137,40 +168,57 @@ class Storm(nn.Module):
 
     def _position(self, position: Tensor, like: Tensor) -> Tensor:
         features = fourier_features(position.double(), self.config.position_octaves)
-        return self.embed_position(rearrange(features.to(like.dtype), "... i j f -> ... (i j) f"))  # type: ignore[no-any-return]
+        code: Tensor = self.embed_position(rearrange(features.to(like.dtype), "... i j f -> ... (i j) f"))
+        return code
 
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], condition: Condition
     ) -> Float[Tensor, "b c h w"]:
-        """F(x; sigma) for x already scaled by c_in, [NET-1] to [NET-4]."""
-        self._check(x, condition)
+        """F(x; sigma) for x already scaled by c_in, [NET-1] to [NET-4].
+
+        Raises ValueError naming what does not share the grid or the batch, [NET-6].
+        """
+        self._check(x, sigma, condition)
         batch, patch = x.shape[0], self.config.patch
         rows, cols = condition.position.shape[-3:-1]
-        static = condition.static.expand(batch, -1, -1, -1)
-        memory = rearrange(condition.memory, "b i j d -> b (i j) d").expand(batch, -1, -1)
+        static = condition.static.to(x.dtype).expand(batch, -1, -1, -1)
+        memory = rearrange(condition.memory.to(x.dtype), "b i j d -> b (i j) d").expand(batch, -1, -1)
         t = self.embed_state(patchify(torch.cat([x, static], 1), patch))
         t = t + self._position(condition.position, t)
-        e = F.silu(self.embed_noise(noise_features(sigma.double().log() / 4, self.config.noise_features).to(t.dtype)))
+        e = self.embed_noise(noise_features(sigma.double().log() / 4, self.config.noise_features).to(t.dtype))
         window = self.config.window
         mask = None if window is None else window_mask(rows, cols, window, condition.periodic, x.device)
         for block in self.blocks:
             t = block(t, memory, e, sigma, mask)
-        shift, scale = self.final_adaptive(e).chunk(2, -1)
+        shift, scale = self.final_adaptive(F.silu(e)).chunk(2, -1)
         return unpatchify(self.final(modulate(t, shift, scale)), patch, rows)
 
-    def _check(self, x: Tensor, condition: Condition) -> None:
-        c = self.config
+    def _check(self, x: Tensor, sigma: Tensor, condition: Condition) -> None:
+        c, b = self.config, x.shape[0]
         rows, cols = condition.position.shape[-3:-1]
-        height, width = rows * c.patch[0], cols * c.patch[1]
-        want = {
-            "state": (tuple(x.shape[1:]), (c.channels, height, width)),
-            "static fields": (tuple(condition.static.shape[1:]), (c.static_channels, height, width)),
-            "memory": (tuple(condition.memory.shape[1:]), (rows, cols, c.width)),
-            "position": (condition.position.shape[-1], c.position_features),
-        }
-        for name, (got, expected) in want.items():
-            if got != expected:
-                raise ValueError(f"{name}: shape {got} where the network and its {rows} x {cols} patches want {expected}")
+        grid = (rows * c.patch[0], cols * c.patch[1])
+        position = condition.position if condition.position.ndim > 3 else condition.position[None]
+        _expect("state", x, {b}, (c.channels, *grid))
+        _expect("sigma", sigma, {b}, ())
+        _expect("static fields", condition.static, {1, b}, (c.static_channels, *grid))
+        _expect("memory", condition.memory, {1, b}, (rows, cols, c.width))
+        _expect("position", position, {1, b}, (rows, cols, c.position_features))
+
+    def _check_past(self, past: Tensor, static: Tensor, age: Tensor, position: Tensor) -> None:
+        c, b, k = self.config, *past.shape[:2]
+        rows, cols = position.shape[:2]
+        grid = (rows * c.patch[0], cols * c.patch[1])
+        _expect("past frames", past, {b}, (k, c.channels, *grid))
+        _expect("static fields of the past", static, {b}, (k, c.static_channels, *grid))
+        _expect("ages", age, {b}, (k,))
+        _expect("position", position, {rows}, (cols, c.position_features))
+
+
+def _expect(name: str, tensor: Tensor, batch: set[int], shape: tuple[int, ...]) -> None:
+    got = tuple(tensor.shape)
+    if got[:1] == () or got[0] not in batch or got[1:] != shape:
+        lead = " or ".join(str(b) for b in sorted(batch))
+        raise ValueError(f"{name}: shape {got}, but the network on this grid and batch wants ({lead}) x {shape}")
 
 
 def bind(network: Storm, condition: Condition) -> Denoise:

@@ -1,17 +1,18 @@
-"""Compressed temporal memory: K past frames become one memory token a location, at a cost in memory that K does not enter.
+"""Compressed temporal memory: K past frames become one memory token a location, in an amount of memory free of K.
 
 For location n, head a and frame k with history token h_kn:
 
 [MEM-1] s_kna = q_a . (W_k h_kn)_a / sqrt(d)          q_a a learned query, d = D/A
-[MEM-2] m_n   = W_o concat_a( sum_k softmax_k(s_kna) (W_v h_kn)_a ) + b_o
+[MEM-2] m_n   = W_o concat_a( sum_k softmax_k(s_kna) (W_v h_kn + b_v)_a ) + b_o
 [MEM-3] online softmax, frame chunk after frame chunk: with running maximum M, denominator Z and accumulator Y,
-        M' = max(M, max_k s_k),  Z' = Z e^(M-M') + sum_k e^(s_k-M'),  Y' = Y e^(M-M') + sum_k e^(s_k-M') v_k,  m = Y / Z.
+        M' = max(M, max_k s_k),  Z' = Z e^(M-M') + sum_k e^(s_k-M'),  Y' = Y e^(M-M') + sum_k e^(s_k-M') v_k;
+        after the last chunk Y / Z
 [MEM-4] any split of the frames into chunks, and any order, gives the same tokens to rounding.
-[MEM-5] K = 1 is the plain projection W_o W_v h.
+[MEM-5] K = 1 is the plain projection W_o (W_v h + b_v) + b_o.
 [MEM-6] scores of +-1e4 neither overflow nor give NaN.
 
-References: Milakov & Gimelshein (2018), online normaliser for softmax. That STORM compresses history into a "global temporal
-representation" is the paper's; this form of it is our interpretation.
+References: Milakov & Gimelshein (2018), online normaliser for softmax. That STORM compresses history into a "global
+temporal representation" is the paper's; this form of it is our interpretation.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ def memory_start(like: Float[Tensor, "b k n a d"]) -> MemoryState:
 def memory_update(
     state: MemoryState, score: Float[Tensor, "b k n a"], value: Float[Tensor, "b k n a d"]
 ) -> MemoryState:
-    """Take a chunk of k frames into the state, [MEM-3]."""
+    """Take a chunk of k frames into the state, [MEM-3]; an empty chunk changes nothing."""
+    if score.shape[1] == 0:
+        return state
     maximum = torch.maximum(state.maximum, score.amax(1))
     keep = torch.exp(state.maximum - maximum)
     weight = torch.exp(score - maximum[:, None])

@@ -7,9 +7,11 @@
 [TOK-5] history token h_kn = W_h [x_k ; static_k]_n + b_h + P(r_n) + A(age_k)
 [TOK-6] position r_n is a function of absolute coordinates of the patch centre: on the sphere
         (cos lat cos lon, cos lat sin lon, sin lat); in a region projected (x, y); sin lat alone is zonally equivariant.
-[TOK-7] P(r) = W_p [sin(2^j pi r), cos(2^j pi r)], j = 0..J-1, no bias.
-[TOK-8] A(age) = W_a [sin(2^j pi s), cos(2^j pi s)], s = log2(1 + age / 1 h) / 8, age in hours > 0: real time, so that any
-        number of frames and any gaps between them mean the same thing.
+[TOK-7] P(r) = W_p [sin(2^j pi r / 2), cos(2^j pi r / 2)], j = 0..J-1, no bias: all sines, then all cosines,
+        in each coordinate by coordinate with j fastest. The longest wave is 4, so that no two points of [-1, 1]^P share
+        a code; were it 2, then r = 1 and r = -1 would, and the two poles with them.
+[TOK-8] A(age) = W_a [sin(2^j pi s / 2), cos(2^j pi s / 2)], s = log2(1 + age / 1 h) / 8, age in hours > 0: real time,
+        so that any number of frames and any gaps between them mean the same thing. One to one up to 2^32 hours.
 
 The paper tokenises with a linear patch embedding; position and age codes are our interpretation (B_provenance).
 """
@@ -40,7 +42,8 @@ def patchify(x: Float[Tensor, "*b c h w"], patch: tuple[int, int]) -> Float[Tens
     height, width = x.shape[-2:]
     if min(patch) < 1 or height % patch[0] or width % patch[1]:
         raise ValueError(
-            f"patch {patch[0]} x {patch[1]} does not divide the grid {height} x {width}; choose a patch that does, or pad or crop the grid"
+            f"patch {patch[0]} x {patch[1]} does not divide the grid {height} x {width}; choose a patch that does, or "
+            "pad or crop the grid"
         )
     return rearrange(x, "... c (i p) (j q) -> ... (i j) (c p q)", p=patch[0], q=patch[1])
 
@@ -61,6 +64,8 @@ def unpatchify(tokens: Float[Tensor, "*b n v"], patch: tuple[int, int], rows: in
 def _centres(coordinate: Float[Tensor, " n"], patch: int) -> Float[Tensor, " m"]:
     if coordinate.shape[0] % patch:
         raise ValueError(f"patch {patch} does not divide an axis of {coordinate.shape[0]} coordinates")
+    if bool((coordinate.diff().abs() > 180).any()):
+        raise ValueError("neighbouring longitudes are more than 180 degrees apart; unwrap them (add or subtract 360)")
     return coordinate.double().reshape(-1, patch).mean(1)
 
 
@@ -69,7 +74,8 @@ def sphere_position(
 ) -> Float[Tensor, "rows cols 3"]:
     """Unit-sphere x, y, z of the patch centres, [TOK-6]; degrees in, longitudes contiguous (unwrapped).
 
-    Periodic in longitude by construction: 0 and 360 degrees are one point. Returned in float64.
+    Periodic in longitude by construction: 0 and 360 degrees are one point. Returned in float64. Raises ValueError when
+    the patch does not divide an axis, or longitudes jump.
     """
     lat = torch.deg2rad(_centres(latitude, patch[0]))[:, None]
     lon = torch.deg2rad(_centres(longitude, patch[1]))[None, :]
@@ -99,8 +105,8 @@ def latitude_position(latitude: Float[Tensor, " h"], cols: int, patch: tuple[int
 
 
 def fourier_features(r: Float[Tensor, "*b p"], octaves: int) -> Float[Tensor, "*b f"]:
-    """[sin(2^j pi r), cos(2^j pi r)] for j < octaves and every coordinate: f = 2 p octaves values, [TOK-7]."""
-    waves = math.pi * 2.0 ** torch.arange(octaves, dtype=r.dtype, device=r.device)
+    """[sin(2^j pi r / 2), cos(2^j pi r / 2)] for j < octaves and every coordinate: f = 2 p octaves values, [TOK-7]."""
+    waves = math.pi / 2 * 2.0 ** torch.arange(octaves, dtype=r.dtype, device=r.device)
     phase = (r[..., None] * waves).flatten(-2)
     return torch.cat([phase.sin(), phase.cos()], -1)
 
@@ -110,6 +116,10 @@ def age_features(age: Float[Tensor, "*b"], octaves: int) -> Float[Tensor, "*b f"
 
     Raises ValueError when a frame is not in the past (age <= 0) or its age is not finite.
     """
-    if not bool((torch.isfinite(age) & (age > 0)).all()):
-        raise ValueError("ages are hours before the analysis time and must be positive; is a frame of the future among the past?")
+    wrong = age[~(torch.isfinite(age) & (age > 0))]
+    if wrong.numel():
+        raise ValueError(
+            f"ages are hours before the analysis time and must be positive, got {wrong[0].item()}; is a frame of the "
+            "present or the future among the past?"
+        )
     return fourier_features((torch.log2(1 + age) / 8)[..., None], octaves)
