@@ -1,0 +1,111 @@
+"""What a port shows to the suite: `describe()` and `run(op, inputs, params)`, NumPy arrays in, NumPy arrays out.
+
+The operations with their inputs, params and outputs are in README.md. A port that refuses an input says so with a
+ValueError; one that lacks an operation raises or returns `Unsupported`, which is never a pass.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "Array",
+    "Arrays",
+    "Info",
+    "Params",
+    "Unsupported",
+    "describe",
+    "load_adapter",
+    "to_arrays",
+]
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+Params = Mapping[str, Any]
+
+
+class Unsupported(Exception):
+    """The port has no such operation, or not with these params. May be raised or returned."""
+
+
+class AdapterError(Exception):
+    """The adapter cannot be used at all: the suite stops before the first case."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Who the port is and what it claims."""
+
+    name: str
+    version: str
+    ops: frozenset[str]  # operations it implements; the others are not called
+    dtypes: tuple[str, ...] = ("float64",)
+
+
+class Adapter(Protocol):
+    """The protocol: any object with these two methods will do."""
+
+    def describe(self) -> Info:
+        """Name, version, operations and dtypes."""
+        ...
+
+    def run(self, op: str, inputs: dict[str, Array], params: dict[str, Any]) -> Mapping[str, Array] | Unsupported:
+        """One operation. Raises ValueError for inputs that the specification refuses."""
+        ...
+
+
+def load_adapter(name: str) -> Adapter:
+    """The adapter called `module:object`; the object is an adapter, or is called without arguments to make one.
+
+    Modules of the working directory are found. Raises AdapterError with the reason in a sentence.
+    """
+    module_name, colon, path = name.partition(":")
+    if not (colon and module_name and path):
+        raise AdapterError(f"an adapter is given as MODULE:OBJECT, for instance my_port.adapter:adapter, got {name!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            found = getattr(found, part)
+        return _instance(found)
+    except AttributeError as error:
+        raise AdapterError(f"the adapter {name} is not there: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise AdapterError(f"the adapter {name} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _instance(found: Any) -> Adapter:
+    complete = callable(getattr(found, "describe", None)) and callable(getattr(found, "run", None))
+    adapter = found if complete and not isinstance(found, type) else found() if callable(found) else found
+    if isinstance(adapter, type) or not all(callable(getattr(adapter, part, None)) for part in ("describe", "run")):
+        raise TypeError(
+            f"an adapter has the methods describe() and run(op, inputs, params); {type(adapter).__name__} has not"
+        )
+    return adapter  # type: ignore[no-any-return]
+
+
+def describe(adapter: Adapter) -> Info:
+    """The port's Info. Raises AdapterError when describe() fails or returns something else."""
+    try:
+        info = adapter.describe()
+    except (Exception, SystemExit) as error:
+        raise AdapterError(f"the adapter's describe() failed: {type(error).__name__}: {error}") from error
+    if not isinstance(info, Info):
+        raise AdapterError(f"the adapter's describe() must return conformance.adapter.Info, got {type(info).__name__}")
+    if not all(isinstance(text, str) for text in (info.name, info.version, *info.ops, *info.dtypes)):
+        raise AdapterError(f"name, version, ops and dtypes of the adapter's Info must be strings, got {info}")
+    return info
+
+
+def to_arrays(inputs: Arrays) -> dict[str, Array]:
+    """Copies, so that a port that writes to its inputs spoils its own case and no other."""
+    return {name: np.array(value) for name, value in inputs.items()}

@@ -1,0 +1,1 @@
+"""Adapters: what connects an implementation to the suite."""

@@ -1,0 +1,1 @@
+"""Mutants: ports with deliberate faults, to show that the cases see them."""
