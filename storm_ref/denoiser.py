@@ -87,6 +87,7 @@ def noise_features(c_noise: Float[Tensor, " b"], count: int) -> Float[Tensor, "b
 class Storm(nn.Module):
     """The network F and its compression of history. See the module's equations."""
 
+    @torch.random.fork_rng(devices=[])  # torch's layers draw from the global generator: it must not notice, [NUM-12]
     def __init__(self, config: StormConfig, generator: torch.Generator | None = None) -> None:
         """A fresh network; the generator draws its weights (None: one with seed 0)."""
         super().__init__()

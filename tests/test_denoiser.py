@@ -233,11 +233,13 @@ def test_count_weights_counts_all() -> None:
 
 
 def test_reset_randomness_is_an_argument() -> None:
-    """Weights come from the generator alone: the global one has no say, and another seed gives other weights."""
+    """[NUM-12] weights come from the generator alone: the global one neither has a say nor notices."""
 
     def weights(seed: int, elsewhere: int) -> torch.Tensor:
         torch.manual_seed(elsewhere)
+        before = torch.get_rng_state()
         network = Storm(tiny(), torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.get_rng_state(), before)
         return torch.cat([p.detach().flatten() for p in network.parameters()])
 
     assert torch.equal(weights(1, 2), weights(1, 3))
