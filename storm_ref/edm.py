@@ -8,8 +8,8 @@ With sigma_d the standard deviation of the normalised state and F the network:
 [EDM-3] loss  E[ lambda(sigma) |D(x + sigma n; sigma) - x|^2 ],  lambda = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2
 [EDM-4] training noise  ln sigma ~ N(-1.2, 1.2^2)
 [EDM-5] sigma_i = (s_max^(1/rho) + i/(n-1) (s_min^(1/rho) - s_max^(1/rho)))^rho, i = 0..n-1, then sigma_n = 0
-[EDM-6] churn: gamma_i = min(S_churn / n, sqrt 2 - 1) where S_min <= sigma_i <= S_max, else 0; sigma_hat = (1 + gamma_i) sigma_i,
-        x_hat = x + sqrt(sigma_hat^2 - sigma_i^2) S_noise e_i
+[EDM-6] churn: gamma_i = min(S_churn / n, sqrt 2 - 1) where S_min <= sigma_i <= S_max, else 0;
+        sigma_hat = (1 + gamma_i) sigma_i,  x_hat = x + sqrt(sigma_hat^2 - sigma_i^2) S_noise e_i
 [EDM-7] Heun: d = (x_hat - D(x_hat; sigma_hat)) / sigma_hat,  x' = x_hat + (sigma_{i+1} - sigma_hat) d,
         d' = (x' - D(x'; sigma_{i+1})) / sigma_{i+1},  x = x_hat + (sigma_{i+1} - sigma_hat) (d + d') / 2;
         the last step (sigma_n = 0) is Euler: 2 n - 1 evaluations of D in all
@@ -23,6 +23,7 @@ Source: Karras, Aittala, Aila & Laine (2022), table 1, eqs. 5-8, algorithm 2, wh
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +32,7 @@ from torch import Tensor
 __all__ = [
     "Churn",
     "Denoise",
+    "NotFiniteError",
     "draw_sigma",
     "edm_loss",
     "euler_sample",
@@ -48,7 +50,10 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Churn:
-    """Stochasticity of the sampler, [EDM-6]. The default S_churn = 0 is the deterministic (probability-flow) sampler."""
+    """Stochasticity of the sampler, [EDM-6]. The default S_churn = 0 is the deterministic (probability-flow) sampler.
+
+    Raises ValueError when S_churn or S_noise is negative.
+    """
 
     s_churn: float = 0.0
     s_min: float = 0.0
@@ -56,12 +61,23 @@ class Churn:
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.s_churn < 0 or self.s_noise < 0:
+        if not (self.s_churn >= 0 and self.s_noise >= 0):
             raise ValueError(f"churn and its noise must not be negative, got {self.s_churn} and {self.s_noise}")
 
     def gamma(self, sigma: float, steps: int) -> float:
-        """Relative increase of the noise level before step sigma."""
+        """gamma_i: the relative increase of the noise level before the step from sigma, of `steps` steps."""
         return min(self.s_churn / steps, math.sqrt(2) - 1) if self.s_min <= sigma <= self.s_max else 0.0
+
+
+class NotFiniteError(ValueError):
+    """The state stopped being finite: `members` (their places in the batch) at step `step` (from 1) of `steps`."""
+
+    def __init__(self, members: list[int], step: int, steps: int, sigma: float) -> None:
+        self.members, self.step, self.steps, self.sigma = members, step, steps, sigma
+        super().__init__(
+            f"members {members} stopped being finite at step {step} of {steps} (sigma {sigma:.3g}); guidance too stiff "
+            "for the number of steps does this: take more steps or another guidance"
+        )
 
 
 def _positive(sigma: Tensor) -> Tensor:
@@ -93,11 +109,12 @@ def precondition(
 ) -> Float[Tensor, "b *s"]:
     """D(x; sigma), [EDM-1]; `network(c_in x, sigma)` is evaluated in `dtype`, all else in float64.
 
-    The network is given sigma, from which it takes c_noise and its noise gate.
+    The network is given sigma itself, in float64, from which it takes c_noise and its noise gate: rounded to `dtype`
+    before the logarithm, nearby noise levels would become one.
     """
     c_skip, c_out, c_in, _ = precondition_coefficients(sigma, sigma_data)
     x64 = x.double()
-    raw = network((_over(c_in, x) * x64).to(dtype), sigma.to(dtype))
+    raw = network((_over(c_in, x) * x64).to(dtype), sigma.double())
     return (_over(c_skip, x) * x64 + _over(c_out, x) * raw.double()).to(x.dtype)
 
 
@@ -122,7 +139,10 @@ def edm_loss(
     sigma_data: float,
     valid: Bool[Tensor, "b *s"] | None = None,
 ) -> Float[Tensor, ""]:
-    """[EDM-3] averaged over samples and points; `noise` is standard normal; points not `valid` are left out."""
+    """[EDM-3] averaged over samples and points; `noise` is standard normal.
+
+    Points not `valid` are left out of the average; the network sees them all the same, so x must be finite there too.
+    """
     error = denoise(x + _over(sigma, x).to(x.dtype) * noise, sigma) - x
     weighted = _over(loss_weight(sigma, sigma_data), x).to(x.dtype) * error**2
     return weighted.mean() if valid is None else weighted[valid].mean()
@@ -133,12 +153,14 @@ def schedule(
 ) -> Float[Tensor, " levels"]:
     """steps + 1 noise levels, decreasing, the last 0, float64, [EDM-5].
 
-    Raises ValueError for steps < 1, or unless 0 < sigma_min < sigma_max.
+    Raises ValueError for steps < 1, rho <= 0, or unless 0 < sigma_min < sigma_max.
     """
     if steps < 1:
         raise ValueError(f"the sampler needs at least one step, got {steps}")
     if not 0 < sigma_min < sigma_max or not math.isfinite(sigma_max):
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if not rho > 0:
+        raise ValueError(f"rho must be positive, got {rho}")
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     ramp = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
     return torch.cat([(top + ramp * (bottom - top)) ** rho, torch.zeros(1, dtype=torch.float64)])
@@ -153,22 +175,24 @@ def sample(
     denoise: Denoise,
     latents: Float[Tensor, "b *s"],
     sigmas: Float[Tensor, " levels"],
-    churn: Churn = Churn(),  # noqa: B008  (frozen)
+    churn: Churn = Churn(),
     noises: Float[Tensor, "steps b *s"] | None = None,
     progress: Callable[[], None] | None = None,
 ) -> Float[Tensor, "b *s"]:
     """Stochastic Heun sampler, algorithm 2 of EDM, [EDM-6] and [EDM-7].
 
-    latents: standard normal. noises: standard normal, one a step, needed when churn is on. progress: called after each step.
-    Returns float64. Raises ValueError on churn without noises, on levels that do not fall to 0, and on a state that stops being finite.
+    latents: standard normal. noises: standard normal, one a step, needed when churn is on. progress: called after each
+    step. Returns float64. Raises ValueError on churn without noises of their shape and on levels that do not fall to 0,
+    NotFiniteError on a state that stops being finite.
     """
     levels, steps = sigmas.tolist(), len(sigmas) - 1
-    if steps < 1 or levels[-1] != 0 or any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
-        raise ValueError("noise levels must fall strictly and end in 0; make them with schedule()")
-    if churn.s_churn > 0 and (noises is None or noises.shape[0] != steps):
-        raise ValueError(f"churn needs one noise a step: {steps} of them, of the shape of the latents")
-    x = levels[0] * latents.double()
-    for i, (now, after) in enumerate(zip(levels, levels[1:], strict=False)):
+    if steps < 1 or levels[-1] != 0 or not all(a > b for a, b in pairwise(levels)):
+        raise ValueError(f"noise levels must fall strictly and end in 0, got {levels}; make them with schedule()")
+    if churn.s_churn > 0 and (noises is None or noises.shape != (steps, *latents.shape)):
+        got = "none" if noises is None else str(tuple(noises.shape))
+        raise ValueError(f"churn needs one noise a step, of shape {(steps, *latents.shape)}, got {got}")
+    x: Tensor = levels[0] * latents.double()
+    for i, (now, after) in enumerate(pairwise(levels)):
         gamma = churn.gamma(now, steps)
         hat = (1 + gamma) * now
         if gamma > 0 and noises is not None:
@@ -178,10 +202,7 @@ def sample(
         x = euler if after == 0 else x + (after - hat) * (slope + _slope(denoise, euler, after)) / 2
         finite = torch.isfinite(x).flatten(1).all(1)
         if not bool(finite.all()):
-            raise ValueError(
-                f"members {torch.nonzero(~finite).flatten().tolist()} stopped being finite at step {i + 1} of {steps} (sigma "
-                f"{now:.3g}); guidance too stiff for the number of steps does this: take more steps or another guidance"
-            )
+            raise NotFiniteError(torch.nonzero(~finite).flatten().tolist(), i + 1, steps, now)
         if progress is not None:
             progress()
     return x
@@ -191,15 +212,16 @@ def euler_sample(
     denoise: Denoise, latents: Float[Tensor, "b *s"], sigmas: Float[Tensor, " levels"]
 ) -> Float[Tensor, "b *s"]:
     """First-order sampler, n evaluations: the comparison that shows Heun's second order."""
-    x = sigmas[0].item() * latents.double()
-    for now, after in zip(sigmas.tolist(), sigmas.tolist()[1:], strict=False):
+    x: Tensor = sigmas[0].item() * latents.double()
+    for now, after in pairwise(sigmas.tolist()):
         x = x + (after - now) * _slope(denoise, x, now)
     return x
 
 
 def gaussian_denoiser(mean: Float[Tensor, " v"], covariance: Float[Tensor, "v v"]) -> Denoise:
-    """The exact denoiser of x ~ N(mean, covariance) on vectors [b, v], [EDM-10]: the oracle of every linear-Gaussian test."""
-    values, vectors = torch.linalg.eigh(covariance.double())
+    """The exact denoiser of x ~ N(mean, covariance) on vectors [b, v], [EDM-10]: the oracle of linear tests."""
+    spectrum: tuple[Tensor, Tensor] = torch.linalg.eigh(covariance.double())
+    values, vectors = spectrum
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         gain = values / (values + sigma.double()[:, None] ** 2)

@@ -2,8 +2,8 @@
 
 With xhat = D(x; sigma), its Jacobian J = dD/dx, observations y = H(x_0) + N(0, R), H' the derivative of H at xhat:
 
-[GUIDE-1] guided mean  xhat + sigma^2 J^T H'^T W (y - H(xhat)); it takes the place of D in the sampler, so guidance enters
-          both predictor and corrector
+[GUIDE-1] guided mean  xhat + sigma^2 J^T H'^T W (y - H(xhat)); it takes the place of D in the sampler, so guidance
+          enters both predictor and corrector
 [GUIDE-2] dps    W = R^-1                                                        (the paper's method)
 [GUIDE-3] pigdm  W = (R + r^2 H' H'^T)^-1,  r^2 = sigma^2 sigma_d^2 / (sigma^2 + sigma_d^2)
 [GUIDE-4] sda    W = (R + gamma sigma^2 I)^-1
@@ -11,17 +11,18 @@ With xhat = D(x; sigma), its Jacobian J = dD/dx, observations y = H(x_0) + N(0, 
 [GUIDE-6] R is a variance, one an observation, in the units of the state squared
 [GUIDE-7] unobserved points are left out of y and H, never masked by multiplication: NaN * 0 is NaN
 [GUIDE-8] for a Gaussian prior N(mu, C) and linear H, mmps solved to convergence is exact: guided mean = E[x_0 | x, y]
-[GUIDE-9] dps with a scalar prior variance c samples variance c exp(-c / R), not c R / (c + R); it is stiff and wants about
-          1.3 c / R steps or it diverges
+[GUIDE-9] dps with a scalar prior variance c samples variance c exp(-c / R), not c R / (c + R); it is stiff: below about
+          1.3 c / R steps errors may grow
 [GUIDE-10] no observation: the guided mean is xhat
 
-Only mmps targets the Bayesian posterior of the prior that the network has learned; the others target computable approximations.
+Only mmps targets the Bayesian posterior of the prior that the network has learned; the others target computable
+approximations.
 References: DPS, Chung et al. (2023); PiGDM, Song et al. (2023); SDA, Rozet & Louppe (2023); MMPS, Rozet et al. (2024).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -29,9 +30,19 @@ from torch import Tensor
 
 from storm_ref.edm import Denoise
 
-__all__ = ["Observations", "ObservationsLike", "OperatorObservations", "conjugate_gradient", "dps", "mmps", "pigdm", "sda"]
+__all__ = [
+    "Observations",
+    "ObservationsLike",
+    "OperatorObservations",
+    "conjugate_gradient",
+    "dps",
+    "mmps",
+    "pigdm",
+    "sda",
+]
 
 
+@runtime_checkable
 class ObservationsLike(Protocol):
     """What guidance needs: y [n], the diagonal of R [n], and H as a differentiable function."""
 
@@ -46,18 +57,22 @@ class ObservationsLike(Protocol):
 
 def _check_values(value: Tensor, variance: Tensor) -> None:
     if value.shape != variance.shape or value.ndim != 1:
-        raise ValueError(f"one value and one variance an observation: got {tuple(value.shape)} and {tuple(variance.shape)}")
-    if not bool(torch.isfinite(value).all()):
-        raise ValueError("an observation is not finite; leave missing observations out instead of masking them")
-    if not bool((torch.isfinite(variance) & (variance > 0)).all()):
-        raise ValueError("every observation needs a positive, finite error variance (a variance, not a standard deviation)")
+        got = f"{tuple(value.shape)} and {tuple(variance.shape)}"
+        raise ValueError(f"one value and one variance an observation, [n] and [n]: got {got}")
+    for place in torch.nonzero(~torch.isfinite(value)).flatten().tolist():
+        raise ValueError(f"observation {place} is {value[place].item()}; leave missing ones out, do not mask them")
+    for place in torch.nonzero(~(torch.isfinite(variance) & (variance > 0))).flatten().tolist():
+        raise ValueError(
+            f"the error variance of observation {place} is {variance[place].item()}; give a positive, finite variance "
+            "(not a standard deviation)"
+        )
 
 
 @dataclass(frozen=True)
 class Observations:
     """Point observations through a sparse linear H: each reads m points of the flattened state with m weights.
 
-    Raises ValueError on non-finite values, variances that are not positive, and indices outside the state.
+    Raises ValueError on non-finite values or weights, variances that are not positive, and indices outside the state.
     """
 
     value: Float[Tensor, " n"]
@@ -69,22 +84,27 @@ class Observations:
     def __post_init__(self) -> None:
         _check_values(self.value, self.variance)
         if self.index.shape != self.weight.shape or len(self.index) != len(self.value):
-            raise ValueError(f"index {tuple(self.index.shape)} and weight {tuple(self.weight.shape)} must be [n, m] for n values")
-        size = torch.Size(self.shape).numel()
-        if len(self.index) and not 0 <= int(self.index.min()) <= int(self.index.max()) < size:
-            raise ValueError(f"an observation reads outside the state of shape {self.shape}")
+            got = f"{tuple(self.index.shape)} and {tuple(self.weight.shape)} for {len(self.value)} values"
+            raise ValueError(f"index and weight must both be [n, m] for n values, got {got}")
+        outside = ((self.index < 0) | (self.index >= torch.Size(self.shape).numel())).any(-1)
+        for place in torch.nonzero(outside).flatten().tolist():
+            reads = self.index[place].tolist()
+            raise ValueError(f"observation {place} reads points {reads}, outside the state of shape {self.shape}")
+        if not bool(torch.isfinite(self.weight).all()):
+            raise ValueError("a weight of an observation is not finite; every weight must be a number")
 
     def apply(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b n"]:
         """H x. Raises ValueError for a state of another shape."""
         if tuple(x.shape[-3:]) != tuple(self.shape):
-            raise ValueError(f"these observations are of a state of shape {tuple(self.shape)}, got {tuple(x.shape[-3:])}")
+            got = tuple(x.shape[-3:])
+            raise ValueError(f"these observations are of a state of shape {tuple(self.shape)}, got {got}")
         return (x.flatten(-3)[..., self.index] * self.weight.to(x)).sum(-1)
 
     def adjoint(self, d: Float[Tensor, "*b n"]) -> Float[Tensor, "*b c h w"]:
         """H^T d; several observations of one point add up."""
         flat = d.new_zeros(*d.shape[:-1], torch.Size(self.shape).numel())
         flat.index_add_(-1, self.index.flatten(), (d[..., None] * self.weight.to(d)).flatten(-2))
-        return flat.unflatten(-1, self.shape)
+        return flat.reshape(*d.shape[:-1], *self.shape)
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,13 @@ def conjugate_gradient(
     apply: Callable[[Tensor], Tensor], b: Float[Tensor, "m n"], steps: int, tolerance: float = 1e-10
 ) -> Float[Tensor, "m n"]:
     """Solve A w = b for m systems at once, A symmetric positive; at most `steps` steps, fewer once every residual is
-    below `tolerance` |b|. A system whose curvature is not positive stops where it is: the rest of A is not a covariance."""
+    below `tolerance` |b|. A system whose curvature is not positive stops where it is: the rest of A is not a
+    covariance.
+
+    Raises ValueError for steps < 1.
+    """
+    if steps < 1:
+        raise ValueError(f"conjugate gradients need at least one step, got {steps}")
     w, r = torch.zeros_like(b), b
     p, rr = r, (r * r).sum(-1, keepdim=True)
     limit = tolerance**2 * rr
@@ -126,33 +152,38 @@ def conjugate_gradient(
 
 @dataclass(frozen=True)
 class _Linearised:
-    """D and H at one (x, sigma): the mean, the innovation, and the products with J^T, H' and H'^T. Detached, batch first."""
+    """D and H at one (x, sigma), and products with J^T, H' and H'^T; batch first, results detached."""
 
-    mean: Tensor
-    innovation: Tensor
-    jacobian_t: Callable[[Tensor], Tensor]  # v -> J^T v
-    operator: Callable[[Tensor], Tensor]  # v -> H' v
-    operator_t: Callable[[Tensor], Tensor]  # d -> H'^T d
+    x: Tensor
+    graph: Tensor  # D(x; sigma), differentiable in x
+    point: Tensor  # its value, where H is linearised
+    seen: Tensor  # H(point), differentiable in point
+    probe: Tensor  # a variable d in the space of observations
+    pulled: Tensor  # H'^T d, linear in d: its own transpose is H', so forward products need reverse mode alone
+    innovation: Tensor  # y - H(xhat)
+
+    def jacobian_t(self, v: Tensor) -> Tensor:
+        """J^T v."""
+        return torch.autograd.grad(self.graph, self.x, v, retain_graph=True)[0]
+
+    def operator(self, v: Tensor) -> Tensor:
+        """H' v."""
+        return torch.autograd.grad(self.pulled, self.probe, v, retain_graph=True)[0]
+
+    def operator_t(self, d: Tensor) -> Tensor:
+        """H'^T d."""
+        return torch.autograd.grad(self.seen, self.point, d, retain_graph=True)[0]
 
 
 def _linearise(denoise: Denoise, observations: ObservationsLike, x: Tensor, sigma: Tensor) -> _Linearised:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         graph = denoise(x, sigma)
-        mean = graph.detach()
-        point = mean.clone().requires_grad_()
+        point = graph.detach().clone().requires_grad_()
         seen = observations.apply(point)
-
-    def jacobian_t(v: Tensor) -> Tensor:
-        return torch.autograd.grad(graph, x, v, retain_graph=True)[0]
-
-    def operator(v: Tensor) -> Tensor:
-        return torch.func.jvp(observations.apply, (mean,), (v,))[1]  # type: ignore[no-any-return]
-
-    def operator_t(d: Tensor) -> Tensor:
-        return torch.autograd.grad(seen, point, d, retain_graph=True)[0]
-
-    return _Linearised(mean, observations.value.to(mean) - seen.detach(), jacobian_t, operator, operator_t)
+        probe = torch.zeros_like(seen, requires_grad=True)
+        pulled = torch.autograd.grad(seen, point, probe, create_graph=True)[0]
+    return _Linearised(x, graph, point, seen, probe, pulled, observations.value.to(seen) - seen.detach())
 
 
 def _over(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -171,7 +202,7 @@ def _guided(denoise: Denoise, observations: ObservationsLike, weighting: _Weight
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         at = _linearise(denoise, observations, x, sigma)
         score = at.jacobian_t(at.operator_t(weighting(at, sigma)))
-        return at.mean + _over(sigma**2, x) * score
+        return at.graph.detach() + _over(sigma**2, x) * score
 
     return guided
 
@@ -180,16 +211,19 @@ def dps(denoise: Denoise, observations: ObservationsLike) -> Denoise:
     """W = R^-1, [GUIDE-2]."""
 
     def weighting(at: _Linearised, sigma: Tensor) -> Tensor:
-        return at.innovation / observations.variance.to(at.mean)
+        return at.innovation / observations.variance.to(at.innovation)
 
     return _guided(denoise, observations, weighting)
 
 
 def pigdm(denoise: Denoise, observations: ObservationsLike, sigma_data: float, steps: int = 100) -> Denoise:
-    """W = (R + r^2 H' H'^T)^-1, [GUIDE-3]; solved by conjugate gradients, one step when observed points are distinct and R uniform."""
+    """W = (R + r^2 H' H'^T)^-1, [GUIDE-3], by at most `steps` conjugate-gradient steps.
+
+    One step is enough when every observation is of a point of its own and R is uniform.
+    """
 
     def weighting(at: _Linearised, sigma: Tensor) -> Tensor:
-        variance, s2 = observations.variance.to(at.mean), (sigma.to(at.mean) ** 2)[:, None]
+        variance, s2 = observations.variance.to(at.innovation), _over(sigma**2, at.innovation)
         r2 = s2 * sigma_data**2 / (s2 + sigma_data**2)
         return conjugate_gradient(lambda d: variance * d + r2 * at.operator(at.operator_t(d)), at.innovation, steps)
 
@@ -198,11 +232,11 @@ def pigdm(denoise: Denoise, observations: ObservationsLike, sigma_data: float, s
 
 def sda(denoise: Denoise, observations: ObservationsLike, gamma: float) -> Denoise:
     """W = (R + gamma sigma^2 I)^-1, [GUIDE-4]. Raises ValueError for gamma < 0."""
-    if gamma < 0:
+    if not gamma >= 0:
         raise ValueError(f"gamma must not be negative, got {gamma}")
 
     def weighting(at: _Linearised, sigma: Tensor) -> Tensor:
-        return at.innovation / (observations.variance.to(at.mean) + gamma * _over(sigma**2, at.innovation))
+        return at.innovation / (observations.variance.to(at.innovation) + gamma * _over(sigma**2, at.innovation))
 
     return _guided(denoise, observations, weighting)
 
@@ -210,16 +244,14 @@ def sda(denoise: Denoise, observations: ObservationsLike, gamma: float) -> Denoi
 def mmps(denoise: Denoise, observations: ObservationsLike, steps: int, tolerance: float = 1e-10) -> Denoise:
     """W = (R + sigma^2 H' J H'^T)^-1, [GUIDE-5], by at most `steps` conjugate-gradient steps.
 
-    sigma^2 J is the covariance of x_0 given x, hence symmetric for an exact denoiser; the product is formed with J^T, which
-    reverse-mode differentiation gives.
+    sigma^2 J is the covariance of x_0 given x, hence symmetric for an exact denoiser; the product is formed with J^T,
+    which reverse-mode differentiation gives.
     """
 
     def weighting(at: _Linearised, sigma: Tensor) -> Tensor:
-        variance, s2 = observations.variance.to(at.mean), (sigma.to(at.mean) ** 2)[:, None]
-
-        def apply(d: Tensor) -> Tensor:
-            return variance * d + s2 * at.operator(at.jacobian_t(at.operator_t(d)))
-
-        return conjugate_gradient(apply, at.innovation, steps, tolerance)
+        variance, s2 = observations.variance.to(at.innovation), _over(sigma**2, at.innovation)
+        return conjugate_gradient(
+            lambda d: variance * d + s2 * at.operator(at.jacobian_t(at.operator_t(d))), at.innovation, steps, tolerance
+        )
 
     return _guided(denoise, observations, weighting)

@@ -1,24 +1,29 @@
 """Tiling: global attention at linear cost, by denoising tiles and averaging them where they overlap.
 
-Each axis is cut on its own; the two-dimensional tiles are products. With length n, core c, halo h and blend half-width b:
+Each axis is cut on its own; the two-dimensional tiles are products. With length n, core c, halo h, blend half-width b:
 
-[TILE-1] n, c, h, b are multiples of the patch; 0 <= b <= h; 2 b <= c; tiles are given by size, never by count
+[TILE-1] n, c, h, b are multiples of the patch; 0 <= b <= h; 2 b <= c, and b <= the last core where that is shorter;
+         tiles are given by size, never by count
 [TILE-2] cores are [i c, min((i+1) c, n)); on a periodic axis c divides n
-[TILE-3] extents are cores grown by h on both sides: clipped on a closed axis, modulo n on a periodic one, where either there
-         is one tile (extent = the axis) or c + 2 h <= n: a halo that wraps onto itself would show the network a point twice
-[TILE-4] weights across a boundary between cores, over the 2 b points around it: sin^2(pi (k + 1/2) / (4 b)) rising, cos^2 of the
-         same falling, k = 0..2b-1; 1 inside, 0 beyond; no taper at a closed edge; b = 0 is a hard crop
+[TILE-3] extents are cores grown by h on both sides: clipped on a closed axis, modulo n on a periodic one, where either
+         there is one tile (extent = the axis) or c + 2 h <= n: a halo that wraps onto itself would show the network a
+         point twice
+[TILE-4] weights across a boundary between cores, over the 2 b points around it: sin^2(pi (k + 1/2) / (4 b)) rising,
+         cos^2 of the same falling, k = 0..2b-1; 1 inside, 0 beyond; no taper at a closed edge; b = 0 is a hard crop
 [TILE-5] weights of all tiles sum to one at every point
 [TILE-6] T[D](z) = sum_i P_i^T ( w_i * D(P_i z; sigma, absolute coordinates, P_i conditioning) )
 [TILE-7] T is applied at every evaluation of the sampler, on the blended state; noise is drawn once for the whole domain
-[TILE-8] T[D] = D when there is one tile, when every extent covers the domain, for pointwise D, and for windowed attention of
-         radius r and depth L tokens with L r p <= h - b
-[TILE-9] with 0 < h + b <= c and dense attention in the tile, context travels exactly one tile an evaluation: after m evaluations
-         the value in a core depends on the extents of the tiles within m - 1 of it and no others. "Global" means that cone.
-[TILE-10] with sizes fixed the cost is affine in the number of tiles; overhead (1 + 2 h_y / c_y)(1 + 2 h_x / c_x)
+[TILE-8] T[D] = D when there is one tile, when every extent covers the domain, for pointwise D, and for windowed
+         attention of radius r and depth L tokens with L r p <= h - b on every cut axis
+[TILE-9] with 0 < h + b <= c and dense attention in the tile, context travels exactly one tile an evaluation: let I be
+         the tiles with positive weight at a point (two of them near a boundary); after m evaluations the value there
+         depends on the extents of the tiles within m - 1 of I and on nothing else. "Global" means that cone.
+[TILE-10] with sizes fixed the cost is affine in the number of tiles; overhead (1 + 2 h_y / c_y)(1 + 2 h_x / c_x), less
+          what clipping saves at the ends of a closed axis
 
-The paper averages denoised outputs in the overlaps with Hanning weights and feeds the result to the next step (Fig. 3a); the formulas,
-the axis rules and the absolute coordinates are our interpretation. Plain numpy.hanning weights do not sum to one.
+The paper averages denoised outputs in the overlaps with Hanning weights and feeds the result to the next step (Fig.
+3a); the formulas, the axis rules and the absolute coordinates are our interpretation. Plain numpy.hanning weights do
+not sum to one.
 """
 
 import math
@@ -33,12 +38,28 @@ from torch import Tensor
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise, precondition
 
-__all__ = ["Axis", "Tile", "Tiling", "bind_tiled", "cores", "extents", "overhead", "seam_bound", "tiled", "tiles", "weights"]
+__all__ = [
+    "Axis",
+    "LocalDenoise",
+    "Tile",
+    "Tiling",
+    "bind_tiled",
+    "cores",
+    "extents",
+    "overhead",
+    "seam_bound",
+    "tiled",
+    "tiles",
+    "weights",
+]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis is cut, in grid points. Raises ValueError for what [TILE-1] to [TILE-3] forbid, saying what to change."""
+    """How one axis is cut, in grid points; a core as long as the axis is one tile, which has neither halo nor blend.
+
+    Raises ValueError for what [TILE-1] to [TILE-3] forbid, saying what to change.
+    """
 
     length: int
     core: int
@@ -48,6 +69,8 @@ class Axis:
     patch: int = 1
 
     def __post_init__(self) -> None:
+        if self.patch < 1:
+            raise ValueError(f"the patch must be at least 1, got {self.patch}")
         for name in ("length", "core", "halo", "blend"):
             if getattr(self, name) % self.patch:
                 raise ValueError(f"{name} {getattr(self, name)} is not a multiple of the patch {self.patch}")
@@ -62,21 +85,24 @@ class Axis:
         last = self.length % self.core or self.core
         if 2 * self.blend > self.core or self.blend > last:
             raise ValueError(
-                f"blend {self.blend} is too wide for cores of {self.core} with a last core of {last}: need 2 blend <= core and "
-                "blend <= last core; make blend smaller or choose a core that divides the length"
+                f"blend {self.blend} is too wide for cores of {self.core} with a last core of {last}: need 2 blend <= "
+                "core and blend <= last core; make blend smaller or choose a core that divides the length"
             )
         if self.periodic and self.length % self.core:
-            raise ValueError(f"on a periodic axis the core must divide the length: {self.core} does not divide {self.length}")
+            raise ValueError(
+                f"on a periodic axis the core must divide the length, and {self.core} does not divide {self.length}; "
+                "choose a core that does"
+            )
         if self.periodic and self.core + 2 * self.halo > self.length:
             raise ValueError(
-                f"a tile of core {self.core} and halo {self.halo} wraps onto itself on a periodic axis of {self.length}; "
-                "make the halo smaller, or use one tile"
+                f"a tile of core {self.core} and halo {self.halo} wraps onto itself on a periodic axis of "
+                f"{self.length}; make the halo smaller, or use one tile"
             )
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Both axes of the grid. `Tiling.whole` is one tile; `Tiling.of` takes (latitude, longitude) sizes in grid points."""
+    """Both axes of the grid. `Tiling.whole` is one tile; `Tiling.of` takes (latitude, longitude) sizes in points."""
 
     y: Axis
     x: Axis
@@ -166,7 +192,12 @@ LocalDenoise = Callable[[Tensor, Tensor, Sequence[Tile]], Tensor]
 
 
 def tiled(local: LocalDenoise, tiling: Tiling, together: int = 16) -> Denoise:
-    """T[D], [TILE-6]: `local` sees batches of at most `together` tiles of one shape. Blending is done in the dtype of the state."""
+    """T[D], [TILE-6]: `local` sees batches of at most `together` tiles of one shape; blends in the dtype of the state.
+
+    Raises ValueError for together < 1, and, when evaluated, for a state that is not on the tiling's grid.
+    """
+    if together < 1:
+        raise ValueError(f"at least one tile must be evaluated at a time, got together = {together}")
     groups: dict[tuple[int, ...], list[Tile]] = defaultdict(list)
     for tile in tiles(tiling):
         groups[tuple(tile.weight.shape)].append(tile)
@@ -174,12 +205,13 @@ def tiled(local: LocalDenoise, tiling: Tiling, together: int = 16) -> Denoise:
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         if x.shape[-2:] != (tiling.y.length, tiling.x.length):
-            raise ValueError(f"the state is {tuple(x.shape[-2:])} but the tiling is for {tiling.y.length} x {tiling.x.length}")
+            grid = (tiling.y.length, tiling.x.length)
+            raise ValueError(f"the state is on a grid of {tuple(x.shape[-2:])} but the tiling is for {grid}")
         out = torch.zeros_like(x)
         for batch in batches:
             z = torch.cat([x[..., tile.rows[:, None], tile.cols] for tile in batch])
-            result = local(z, sigma.repeat(len(batch)), batch).unflatten(0, (len(batch), x.shape[0]))
-            for tile, value in zip(batch, result, strict=True):
+            result = local(z, sigma.repeat(len(batch)), batch)
+            for tile, value in zip(batch, torch.split(result, x.shape[0]), strict=True):
                 out[..., tile.rows[:, None], tile.cols] += tile.weight.to(value) * value
         return out
 
@@ -205,7 +237,11 @@ def bind_tiled(network: Storm, condition: Condition, tiling: Tiling, together: i
 
 
 def overhead(tiling: Tiling) -> float:
-    """Work of all tiles over work of an untiled pass of linear cost, (1 + 2 h_y / c_y)(1 + 2 h_x / c_x) for cut axes, [TILE-10]."""
+    """Work of all tiles over that of an untiled pass of linear cost, (1 + 2 h_y / c_y)(1 + 2 h_x / c_x), [TILE-10].
+
+    An axis of one tile has the factor 1. Exact on a periodic axis; on a closed one an upper bound, because the halos of
+    its outer tiles are clipped.
+    """
 
     def factor(axis: Axis) -> float:
         return 1.0 if axis.core == axis.length else 1 + 2 * axis.halo / axis.core
@@ -214,10 +250,12 @@ def overhead(tiling: Tiling) -> float:
 
 
 def seam_bound(slope: float, jump: float, blend: int) -> float:
-    """Largest difference between neighbours across a seam: max|du_i| + sin(pi / 4 b) max|u_i - u_j|, for a blend b > 0.
+    """Bound on the difference of two neighbours along an axis, for a blend b > 0: slope + sin(pi / (4 b)) jump.
 
-    The second term is the largest step of the weight between neighbouring points times the disagreement of two tiles.
+    slope: max |du_i| between neighbours within one tile's output; jump: max |u_i - u_j| of two tiles at a point of
+    both. The factor of the jump is the largest step of the weight between neighbours, in the middle of the seam, so
+    constant tiles attain the bound. Raises ValueError for a hard crop, where a seam shows the whole jump.
     """
     if blend < 1:
-        raise ValueError(f"a hard crop has no bound of this kind: blend must be positive, got {blend}")
+        raise ValueError(f"a hard crop has no bound of this kind: blend must be at least 1, got {blend}")
     return slope + math.sin(math.pi / (4 * blend)) * jump
