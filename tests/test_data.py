@@ -397,7 +397,7 @@ def test_read_invalid_damaged_chunk(tmp_path: Path) -> None:
 def test_read_pad(file: Path) -> None:
     dataset = _grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0])
     dataset["lsm"] = (("latitude", "longitude"), np.arange(15.0).reshape(3, 5))
-    fields, bare = read(_save(dataset, file), patch=4, fit="pad"), read(file)
+    fields, bare = read(_save(dataset, file), patch=(4, 4), fit="pad"), read(file)
     assert fields.padding == (1, 3) and fields.values.shape == (6, 1, 4, 8) and fields.static.shape == (1, 4, 8)
     assert fields.latitude.tolist() == [52, 51, 50, 49]
     assert fields.longitude.tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
@@ -411,7 +411,7 @@ def test_read_pad(file: Path) -> None:
 def test_read_crop(file: Path) -> None:
     dataset = _grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0])
     dataset["lsm"] = (("latitude", "longitude"), np.arange(15.0).reshape(3, 5))
-    fields, bare = read(_save(dataset, file), patch=2, fit="crop"), read(file)
+    fields, bare = read(_save(dataset, file), patch=(2, 2), fit="crop"), read(file)
     assert fields.latitude.tolist() == [52, 51] and fields.longitude.tolist() == [0, 0.5, 1, 1.5]
     assert fields.padding == (0, 0)
     np.testing.assert_array_equal(fields.values, bare.values[..., :2, :4])
@@ -419,37 +419,45 @@ def test_read_crop(file: Path) -> None:
     assert fields.valid.shape == fields.values.shape
 
 
+def test_read_fits_each_axis_to_its_own_patch(file: Path) -> None:
+    path = _save(_grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0]), file)
+    assert read(path, patch=(3, 5)).values.shape == (6, 1, 3, 5)
+    assert read(path, patch=(2, 5), fit="pad").padding == (1, 0)
+    assert read(path, patch=(3, 2), fit="crop").values.shape == (6, 1, 3, 4)
+    _refused(path, r"patch 3 x 2 .* 3 x 5 points: pass fit='pad' \(to 3 x 6\)", patch=(3, 2))
+
+
 @pytest.mark.parametrize("fit", [None, "pad", "crop"])
 def test_read_fit_changes_nothing_that_fits(file: Path, fit: str | None) -> None:
-    fields = read(_save(_grid([52.0, 51.0]), file), patch=2, fit=fit)
+    fields = read(_save(_grid([52.0, 51.0]), file), patch=(2, 2), fit=fit)
     assert fields.values.shape == (6, 1, 2, 4) and fields.padding == (0, 0) and fields.valid.all()
 
 
 def test_read_invalid_patch(file: Path) -> None:
     path = _save(_grid(), file)
-    _refused(path, r"patch 2 .* 3 x 4 points: pass fit='pad' \(to 4 x 4\) or fit='crop' \(to 2 x 4", patch=2)
-    _refused(path, "patch 7 .* 3 x 4 points", patch=7, fit="crop")
-    _refused(path, "patch must be at least 1", patch=0)
-    _refused(path, "fit='stretch'", patch=2, fit="stretch")
-    _refused(_save(_grid([50.0]), file), "one row or column has no spacing", patch=2, fit="pad")
+    _refused(path, r"patch 2 .* 3 x 4 points: pass fit='pad' \(to 4 x 4\) or fit='crop' \(to 2 x 4", patch=(2, 2))
+    _refused(path, "patch 7 .* 3 x 4 points", patch=(7, 7), fit="crop")
+    _refused(path, "patch must be at least 1 x 1", patch=(0, 0))
+    _refused(path, "fit='stretch'", patch=(2, 2), fit="stretch")
+    _refused(_save(_grid([50.0]), file), "one row or column has no spacing", patch=(2, 2), fit="pad")
 
 
 @pytest.mark.parametrize("fit", [None, "pad", "crop"])
 def test_read_invalid_patch_on_a_circle(file: Path, fit: str | None) -> None:
     path = _save(_grid([52.0, 51.0, 50.0, 49.0], np.arange(0, 360, 10)), file)
-    _refused(path, r"patch 8 .* 36 longitudes of a circle.*\[1, 2, 3, 4, 6, 9, 12\]", patch=8, fit=fit)
+    _refused(path, r"patch 8 .* 36 longitudes of a circle.*\[1, 2, 3, 4, 6, 9, 12\]", patch=(8, 8), fit=fit)
 
 
 def test_read_pad_rows_of_a_globe(file: Path) -> None:
     globe = _save(_grid([60.0, 30, 0], np.arange(0, 360, 10)), file)
-    fields = read(globe, patch=2, fit="pad")
+    fields = read(globe, patch=(2, 2), fit="pad")
     assert fields.periodic and fields.padding == (1, 0) and fields.latitude[-1] == -30
 
 
 def test_read_invalid_padding_beyond_the_pole(file: Path) -> None:
     path = _save(_grid([90.0, 0.0, -90.0], np.arange(0, 360, 10)), file)
-    _refused(path, "padding would reach latitude -180, beyond the pole: pass fit=\"crop\"", patch=2, fit="pad")
-    assert read(path, patch=2, fit="crop").latitude.tolist() == [90, 0]
+    _refused(path, "padding would reach latitude -180, beyond the pole: pass fit=\"crop\"", patch=(2, 2), fit="pad")
+    assert read(path, patch=(2, 2), fit="crop").latitude.tolist() == [90, 0]
 
 
 # calendar
@@ -580,7 +588,7 @@ def test_targets_invalid_empty() -> None:
 def _analysis(file: Path) -> tuple[xr.Dataset, data.Fields]:
     dataset = _grid([52.0, 51.0, 50.0], [178.0, 179, -180, -179, -178])
     dataset["u10"] = (dataset.t2m.dims, dataset.t2m.values / 100)
-    fields = read(_save(dataset, file), patch=4, fit="pad")
+    fields = read(_save(dataset, file), patch=(4, 4), fit="pad")
     assert fields.padding == (1, 3)
     members = np.stack([fields.values[:2], fields.values[:2] + 1]).astype(np.float64)
     return to_dataset(members, fields, fields.time[:2], {"title": "analysis"}), fields

@@ -76,7 +76,7 @@ def read(
     variables: Sequence[str] | None = None,
     static: Sequence[str] | None = None,
     *,
-    patch: int = 1,
+    patch: tuple[int, int] = (1, 1),
     fit: str | None = None,
 ) -> Fields:
     """Read a NetCDF-4 file or a Zarr directory: all variables and all constant fields on the grid unless named.
@@ -312,25 +312,26 @@ def _fill(channel: Float32[np.ndarray, "t h w"], name: str) -> Bool[np.ndarray, 
     return valid
 
 
-def _fitted(fields: Fields, patch: int, fit: str | None) -> Fields:
+def _fitted(fields: Fields, patch: tuple[int, int], fit: str | None) -> Fields:
     """Pad or crop in the south and the east so that the patch divides the grid, as `read` describes."""
-    if patch < 1 or fit not in (None, "pad", "crop"):
-        raise ValueError(f'patch must be at least 1 and fit "pad", "crop" or None, got patch={patch}, fit={fit!r}')
+    if min(patch) < 1 or fit not in (None, "pad", "crop"):
+        raise ValueError(f'patch must be at least 1 x 1 and fit "pad", "crop" or None, got patch={patch}, fit={fit!r}')
     height, width = fields.latitude.size, fields.longitude.size
-    rows, cols = -height % patch, -width % patch
+    rows, cols = -height % patch[0], -width % patch[1]
+    name = f"{patch[0]} x {patch[1]}"
     if not rows and not cols:
         return fields
     if cols and fields.periodic:
         raise ValueError(
-            f"patch {patch} does not divide the {width} longitudes of a circle, which padding or cropping would open: "
+            f"patch {name} does not divide the {width} longitudes of a circle, which padding or cropping would open: "
             f"choose another patch, such as one of {[p for p in range(1, 17) if width % p == 0]}"
         )
     if fit == "pad":
         return _padded(fields, rows, cols)
-    down = height - height % patch, width - width % patch
+    down = height - height % patch[0], width - width % patch[1]
     if fit is None or 0 in down:
         raise ValueError(
-            f"patch {patch} does not divide the grid of {height} x {width} points: pass fit='pad' (to {height + rows} "
+            f"patch {name} does not divide the grid of {height} x {width} points: pass fit='pad' (to {height + rows} "
             f"x {width + cols}) or fit='crop' (to {down[0]} x {down[1]}; 0 leaves nothing)"
         )
     cut = np.s_[..., : down[0], : down[1]]
