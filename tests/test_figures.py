@@ -16,7 +16,7 @@ FIELD = RNG.normal(280, 3, (9, 13))
 
 def _track(shift: float) -> Track:
     t = np.arange(6.0)
-    return Track(40 + t, 100 + 2 * t + shift, 20 + 0 * t)
+    return Track(40 + t, 100 + 2 * t + shift, 20 + 0 * t, 1e-4 + 0 * t)
 
 
 FIGURES = {

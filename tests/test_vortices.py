@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storm_ref.workbench.vortices import EARTH_RADIUS, follow, strongest, vorticity
+from storm_ref.workbench.vortices import EARTH_RADIUS, choose, follow, strongest, vorticity
 
 LATITUDE = np.linspace(78.75, 1.25, 32)
 LONGITUDE = np.arange(64) * 5.625
@@ -79,3 +79,26 @@ def test_follow_invalid_radius() -> None:
     u, v = _vortex([(40.0, 100.0)])
     with pytest.raises(ValueError, match="use a larger radius"):
         follow(u, v, LATITUDE, LONGITUDE, (-60.0, 100.0, 1), periodic=True, radius=1.0)
+
+
+def test_choose_prefers_the_vortex_that_lasts_and_travels() -> None:
+    """A moving vortex is chosen before a stronger one that stands still, and before a stronger one that dies."""
+    moving, standing = [(45.0, 60.0 + 6 * t) for t in range(5)], [(30.0, 200.0)] * 5
+    u, v = (a + 1.3 * b for a, b in zip(_vortex(moving), _vortex(standing), strict=True))
+    lat, lon, sign = choose(u, v, LATITUDE, LONGITUDE, periodic=True)
+    assert sign == 1 and abs(lat - 45) < 3 and abs(lon - 60) < 6
+    decay = np.array([1, 0.5, 0.2, 0.1, 0.05])[:, None, None]
+    dying = _vortex([(30.0, 200.0 + 9 * t) for t in range(5)])
+    u, v = (a + 2 * decay * b for a, b in zip(_vortex(moving), dying, strict=True))
+    assert abs(choose(u, v, LATITUDE, LONGITUDE, periodic=True)[1] - 60) < 6
+
+
+def test_choose_invalid_calm() -> None:
+    with pytest.raises(ValueError, match="no vortex to follow"):
+        choose(np.zeros((2, 32, 64)), np.zeros((2, 32, 64)), LATITUDE, LONGITUDE, periodic=True)
+
+
+def test_track_length_is_along_the_great_circle() -> None:
+    """Ten degrees along a meridian, and the cosine of the latitude along a parallel."""
+    u, v = _vortex([(40.0, 100.0), (45.0, 100.0), (50.0, 100.0)])
+    assert follow(u, v, LATITUDE, LONGITUDE, (40.0, 100.0, 1), periodic=True).length == pytest.approx(10, abs=2)

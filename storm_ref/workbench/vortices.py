@@ -6,11 +6,12 @@ largest wind speed nearby.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Track", "follow", "strongest", "vorticity"]
+__all__ = ["Track", "choose", "follow", "strongest", "vorticity"]
 
 EARTH_RADIUS = 6.371e6  # m
 Array = NDArray[np.float64]
@@ -18,11 +19,19 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Track:
-    """Centre (degrees, longitudes unwrapped) and largest wind nearby (m/s), one a frame: [T] each."""
+    """Centre (degrees, longitudes unwrapped), largest wind nearby (m/s) and vorticity (1/s), one a frame: [T] each."""
 
     latitude: Array
     longitude: Array
     intensity: Array
+    vorticity: Array
+
+    @property
+    def length(self) -> float:
+        """Great-circle degrees travelled."""
+        places = list(zip(self.latitude, self.longitude, strict=True))
+        steps = (_distance(*a, np.array([b[0]]), np.array([b[1]])).item() for a, b in pairwise(places))
+        return float(sum(steps))
 
 
 def vorticity(u: Array, v: Array, latitude: Array, longitude: Array, periodic: bool) -> Array:
@@ -89,6 +98,31 @@ def follow(
             lat, lon = _refine(frame, int(i), int(j), latitude, longitude, periodic)
             lon = before + (lon - before + 180) % 360 - 180
         around = _distance(lat, lon, latitude, longitude) <= radius
-        rows.append((lat, lon, wind[around].max()))
-    latitudes, longitudes, intensity = np.array(rows).T
-    return Track(latitudes, longitudes, intensity)
+        rows.append((lat, lon, wind[around].max(), frame[i, j]))
+    latitudes, longitudes, intensity, peak = np.array(rows).T
+    return Track(latitudes, longitudes, intensity, start[2] * peak)
+
+
+def choose(
+    u: Array, v: Array, latitude: Array, longitude: Array, periodic: bool, candidates: int = 8, radius: float = 10.0
+) -> tuple[float, float, int]:
+    """Start (latitude, longitude, sign) of the vortex worth following through winds [T, H, W].
+
+    Of the strongest few at the first frame, the one that travels farthest while it keeps half its vorticity; when none
+    does, the strongest.
+    """
+    zeta = whole = vorticity(u[0], v[0], latitude, longitude, periodic)
+    starts: list[tuple[float, float, int]] = []
+    for _ in range(candidates):
+        i, j, sign = strongest(zeta, latitude)
+        near = _distance(float(latitude[i]), float(longitude[j]), latitude, longitude) <= radius
+        # Beside a vortex already taken the largest value left is on its flank: no centre of its own.
+        if sign != 0 and (sign * whole[near]).max() == sign * whole[i, j]:
+            starts.append((float(latitude[i]), float(longitude[j]), sign))
+        zeta = np.where(near, 0, zeta)
+    if not starts:
+        raise ValueError("the wind has no vorticity: there is no vortex to follow")
+    paths = [follow(u, v, latitude, longitude, start, periodic, radius) for start in starts]
+    lasting = [bool((np.abs(p.vorticity) >= abs(p.vorticity[0]) / 2).all()) for p in paths]
+    best = max(range(len(starts)), key=lambda n: (lasting[n], paths[n].length if lasting[n] else 0.0, -n))
+    return starts[best]
