@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Track", "choose", "follow", "strongest", "vorticity"]
+__all__ = ["Track", "choose", "follow", "separation", "strongest", "vorticity"]
 
 EARTH_RADIUS = 6.371e6  # m
 Array = NDArray[np.float64]
@@ -29,9 +29,7 @@ class Track:
     @property
     def length(self) -> float:
         """Great-circle degrees travelled."""
-        places = list(zip(self.latitude, self.longitude, strict=True))
-        steps = (_distance(*a, np.array([b[0]]), np.array([b[1]])).item() for a, b in pairwise(places))
-        return float(sum(steps))
+        return sum(separation(*a, *b) for a, b in pairwise(zip(self.latitude, self.longitude, strict=True)))
 
 
 def vorticity(u: Array, v: Array, latitude: Array, longitude: Array, periodic: bool) -> Array:
@@ -47,6 +45,11 @@ def _distance(lat: float, lon: float, latitude: Array, longitude: Array) -> Arra
     a, b = np.deg2rad(lat), np.deg2rad(latitude)[:, None]
     cosine = np.sin(a) * np.sin(b) + np.cos(a) * np.cos(b) * np.cos(np.deg2rad(longitude - lon))[None]
     return np.asarray(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def separation(lat: float, lon: float, other_lat: float, other_lon: float) -> float:
+    """Great-circle degrees between two points."""
+    return float(_distance(lat, lon, np.array([other_lat]), np.array([other_lon])).item())
 
 
 def _refine(zeta: Array, i: int, j: int, latitude: Array, longitude: Array, periodic: bool) -> tuple[float, float]:

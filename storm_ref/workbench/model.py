@@ -1,0 +1,221 @@
+"""A model: the network and all it needs to draw today's state from past ones, in one safetensors file.
+
+    past frames -> anomalies (climate.py), memory ([NET-2]);  what is diffused: (state - background) / std
+    D(x; s)     by tiles, with the covariance of the departures (covariance.py)
+
+The file holds tensors and JSON, nothing that could run code when it is loaded.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from storm_ref.config import StormConfig
+from storm_ref.denoiser import Condition, Storm
+from storm_ref.edm import Denoise
+from storm_ref.tiling import Tiling
+from storm_ref.tokenisation import region_position, sphere_position
+from storm_ref.workbench.climate import Climate
+from storm_ref.workbench.covariance import Covariance, bind_covariance
+from storm_ref.workbench.data import Fields, calendar, history
+
+__all__ = ["Model", "Prior", "default_patch", "default_tiling", "load", "read_tensors", "save", "write_tensors"]
+
+_KIND = "storm-ref model 1"
+_HOUR = np.timedelta64(1, "h")
+
+
+def default_patch(height: int, width: int, most: int = 24) -> tuple[int, int]:
+    """The largest patch of at most `most` points that divides the grid; of equals the squarest, then the flattest."""
+    sides = [[n for n in range(1, min(size, most) + 1) if not size % n] for size in (height, width)]
+    fits = [(y, x) for y in sides[0] for x in sides[1] if y * x <= most]
+    return max(fits, key=lambda p: (p[0] * p[1], min(p), p[1]))
+
+
+def default_tiling(model: "Model", most: int = 1024) -> Tiling:
+    """One tile for at most `most` tokens; beyond that cores of 24 x 24 tokens, as far as they divide a periodic axis,
+    with a halo of a third and a blend of a sixth of the core.
+    """
+    grid, patch = (len(model.latitude), len(model.longitude)), model.config.patch
+    tokens = [n // p for n, p in zip(grid, patch, strict=True)]
+    if tokens[0] * tokens[1] <= most:
+        return Tiling.whole(grid, model.periodic, patch)
+    cores = [min(24, tokens[0]), min(24, tokens[1])]
+    if model.periodic:
+        cores[1] = max(c for c in range(1, 25) if not tokens[1] % c)
+    size = [c * p for c, p in zip(cores, patch, strict=True)]
+    halo, blend = ([max(c // part, 1) * p for c, p in zip(cores, patch, strict=True)] for part in (3, 6))
+    return Tiling.of(grid, (size[0], size[1]), (halo[0], halo[1]), (blend[0], blend[1]), model.periodic, patch)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """One analysis before its observations: state = background + std * x, and D for x."""
+
+    background: Float[Tensor, "b c h w"]
+    std: Float[Tensor, " c"]
+    denoise: Denoise
+    covariance: Covariance
+
+    def physical(self, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+        """Members in the units of the file."""
+        return self.background + self.std[:, None, None] * x
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with its climate, covariance and grid. `training` is a record for readers: settings, losses, times."""
+
+    config: StormConfig
+    network: Storm
+    climate: Climate
+    covariance: Covariance
+    static: Float[Tensor, "s h w"]  # constant fields, each with mean 0 and standard deviation 1 over the grid
+    latitude: Float[Tensor, " h"]
+    longitude: Float[Tensor, " w"]
+    periodic: bool
+    season: bool  # whether the network is told the season: only when it has seen a year
+    frames: int
+    step: np.timedelta64
+    variables: tuple[str, ...]
+    units: tuple[str, ...]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def position(self) -> Float[Tensor, "rows cols p"]:
+        """On the sphere when the grid goes round it, else in units of the region's larger side."""
+        if self.periodic:
+            return sphere_position(self.latitude, self.longitude, self.config.patch)
+        sides = (float(a.max() - a.min()) for a in (self.latitude, self.longitude))
+        return region_position(self.latitude, self.longitude, self.config.patch, max(*sides, 1e-6))
+
+    def forcing(self, time: Shaped[np.ndarray, " t"]) -> Float[Tensor, "t s h w"]:
+        """Constant fields and known forcings at these times, float32."""
+        known = torch.from_numpy(calendar(time, self.latitude.numpy(), self.longitude.numpy()))
+        still = self.static.float().expand(len(known), -1, -1, -1)
+        return torch.cat([still, known if self.season else known[:, :2]], 1)
+
+    def anomalies(
+        self, values: Float[Tensor, "t c h w"], time: Shaped[np.ndarray, " t"]
+    ) -> Float[Tensor, "t c h w"]:
+        """What the network is shown of past frames, float32."""
+        return (self.climate.anomalies(values, time) / self.climate.anomaly_std[:, None, None]).float()
+
+    def prior(
+        self,
+        past: Float[Tensor, "b k c h w"],
+        times: Shaped[np.ndarray, " k"],
+        when: np.datetime64,
+        tiling: Tiling | None = None,
+    ) -> Prior:
+        """The prior at `when` given K past frames, newest first, in the file's units; batch 1 serves every member."""
+        batch, at = len(past), np.array([when])
+        anomalies = torch.stack([self.climate.anomalies(frames, times) for frames in past])
+        age = torch.from_numpy(np.asarray((at[:, None] - times) / _HOUR, np.float64)).expand(batch, -1)
+        shown = (anomalies / self.climate.anomaly_std[:, None, None]).float()
+        with torch.no_grad():
+            static = self.forcing(times).expand(batch, -1, -1, -1, -1)
+            memory = self.network.compress(shown, static, age, self.position)
+        condition = Condition(self.forcing(at), memory, self.position, self.periodic)
+        return Prior(
+            self.climate.background(anomalies, np.repeat(at, batch)),
+            self.climate.departure_std,
+            bind_covariance(self.network, condition, tiling or default_tiling(self), self.covariance),
+            self.covariance,
+        )
+
+    def prior_at(self, fields: Fields, when: np.datetime64, tiling: Tiling | None = None) -> Prior:
+        """The prior at `when` from the true past in `fields`. Raises ValueError when they are not of this model's kind,
+        or hold too little of the past.
+        """
+        self.check(fields)
+        index, _ = history(fields.time, when, self.frames, self.step)
+        return self.prior(torch.from_numpy(fields.values[index])[None], fields.time[index], when, tiling)
+
+    def check(self, fields: Fields) -> None:
+        """Raises ValueError naming what differs, unless variables and grid are those of this model."""
+        if fields.variables != self.variables:
+            raise ValueError(f"the model is of {self.variables}, the data of {fields.variables}: choose these variables")
+        for name, mine, theirs in (
+            ("latitudes", self.latitude.numpy(), fields.latitude),
+            ("longitudes", self.longitude.numpy(), fields.longitude),
+        ):
+            if mine.shape != theirs.shape or not np.allclose(mine, theirs, atol=1e-4):
+                raise ValueError(f"the {name} of the data are not the model's: interpolate to its grid, or train on this one")
+
+
+def save(model: Model, path: Path) -> None:
+    """Write the model to one file, under a temporary name first."""
+    parts = {"climate": model.climate, "covariance": model.covariance}
+    tensors = {f"network.{k}": v for k, v in model.network.state_dict().items()}
+    tensors |= {f"{p}.{k}": v.float() for p, o in parts.items() for k, v in vars(o).items() if isinstance(v, Tensor)}
+    tensors |= {"static": model.static.float(), "latitude": model.latitude, "longitude": model.longitude}
+    about = {
+        "config": asdict(model.config), "shape": model.covariance.shape, "periodic": model.periodic,
+        "season": model.season, "frames": model.frames, "step_ns": int(model.step / np.timedelta64(1, "ns")),
+        "variables": model.variables, "units": model.units, "training": dict(model.training),
+    }  # fmt: skip
+    write_tensors(path, _KIND, tensors, about)
+
+
+def load(path: Path) -> Model:
+    """Read a model. Raises ValueError, naming the file, when it is truncated, foreign, or its parts do not fit."""
+    tensors, about = read_tensors(path, _KIND)
+    try:
+        config = StormConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()})
+        network = Storm(config)
+        weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        network.load_state_dict(weights)
+        part = {
+            p: {k.removeprefix(f"{p}."): v.double() for k, v in tensors.items() if k.startswith(f"{p}.")}
+            for p in ("climate", "covariance")
+        }
+        model = Model(
+            config, network.eval(), Climate(**part["climate"]),
+            Covariance(**part["covariance"], shape=tuple(about["shape"])),
+            tensors["static"], tensors["latitude"], tensors["longitude"],
+            bool(about["periodic"]), bool(about["season"]), int(about["frames"]),
+            np.timedelta64(int(about["step_ns"]), "ns"), tuple(about["variables"]), tuple(about["units"]), about["training"],
+        )  # fmt: skip
+        expected = (config.channels, len(model.latitude), len(model.longitude))
+        if model.covariance.shape != expected or model.climate.mean.shape[1:] != expected:
+            raise ValueError(f"climate {tuple(model.climate.mean.shape)} and grid {expected} differ")
+        return model
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its parts do not fit one another ({error}); train the model again") from error
+
+
+def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """A safetensors file that says what `kind` it is and carries `about` as JSON; renamed into place when complete."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, part, {"kind": kind, "about": json.dumps(about)})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and `about` of a file of this kind; ValueError naming the file and the remedy for any other."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as safetensors ({error}); check the path, or copy or make the file again"
+        ) from error
+    if about.get("kind") != kind:
+        raise ValueError(f"{path}: this is {about.get('kind', 'of another program')!r} and not {kind!r}: give another file")
+    return tensors, json.loads(about["about"])
