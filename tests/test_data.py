@@ -1,5 +1,6 @@
 """Gridded data: one canonical form from every convention, loud refusals of what has none, and whole files written."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -654,8 +655,8 @@ def test_write_invalid_full_disk(file: Path, name: str, stage: str, monkeypatch:
         method = "to_netcdf" if path.suffix == ".nc" else "to_zarr"
         monkeypatch.setattr(xr.Dataset, method, _fail_after_writing(path))
     else:
-        rename = data.os.replace
-        monkeypatch.setattr(data.os, "replace", lambda a, b: _raise() if str(a).endswith(".part") else rename(a, b))
+        rename = os.replace
+        monkeypatch.setattr(os, "replace", lambda a, b: _raise() if str(a).endswith(".part") else rename(a, b))
     with pytest.raises(OSError, match=f"{name} could not be written.*No space left.*unchanged: free space"):
         write(dataset + 1, path)
     monkeypatch.undo()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storm_ref.workbench.vortices import EARTH_RADIUS, choose, follow, strongest, vorticity
+from storm_ref.workbench.vortices import EARTH_RADIUS, choose, follow, smooth, strongest, vorticity
 
 LATITUDE = np.linspace(78.75, 1.25, 32)
 LONGITUDE = np.arange(64) * 5.625
@@ -102,3 +102,14 @@ def test_track_length_is_along_the_great_circle() -> None:
     """Ten degrees along a meridian, and the cosine of the latitude along a parallel."""
     u, v = _vortex([(40.0, 100.0), (45.0, 100.0), (50.0, 100.0)])
     assert follow(u, v, LATITUDE, LONGITUDE, (40.0, 100.0, 1), periodic=True).length == pytest.approx(10, abs=2)
+
+
+def test_smooth_keeps_constants_and_weighs_one_two_one() -> None:
+    assert np.array_equal(smooth(np.full((2, 5, 6), 3.0), True), np.full((2, 5, 6), 3.0))
+    point = np.zeros((5, 6))
+    point[2, 0] = 16.0
+    want = np.zeros((5, 6))
+    want[1:4, [5, 0, 1]] = [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    assert np.array_equal(smooth(point, True), want)
+    want[:, 5], want[1:4, 0] = 0, [3, 6, 3]
+    assert np.array_equal(smooth(point, False), want)

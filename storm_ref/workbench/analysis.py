@@ -9,7 +9,6 @@ headline of several variables is the mean of their scores, each in units of its 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +25,11 @@ from storm_ref.workbench import covariance
 from storm_ref.workbench.data import Fields, history
 from storm_ref.workbench.model import Model, Prior
 from storm_ref.workbench.observations import observed, random_points, scale
+from storm_ref.workbench.training import Progress
 
 __all__ = [
     "GUIDANCE",
     "DrawSettings",
-    "Progress",
     "analyse",
     "check_fractions",
     "counter",
@@ -44,8 +43,6 @@ __all__ = [
     "without_network",
 ]
 
-# What is being done, how much of it is done, how much there is, and a few words such as the loss.
-Progress = Callable[[str, int, int, str], None]
 Method = Callable[[Denoise, ObservationsLike, covariance.Covariance], Denoise]
 
 # What a user may ask for by name.
@@ -60,7 +57,10 @@ GUIDANCE: Mapping[str, Method] = {
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How ensembles are drawn. Raises ValueError for fewer than 2 members or an unknown guidance."""
+    """How ensembles are drawn.
+
+    Raises ValueError for fewer than 2 members, a negative seed, errors that are not positive and an unknown guidance.
+    """
 
     members: int = 16
     seed: int = 0
@@ -76,6 +76,12 @@ class DrawSettings:
             raise ValueError(f"an ensemble has at least 2 members, got {self.members}")
         if self.guidance not in GUIDANCE:
             raise ValueError(f"no guidance {self.guidance!r}; there are {', '.join(GUIDANCE)}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"the seed must be in [0, 2^64), got {self.seed}")
+        std = np.atleast_1d(self.obs_std)
+        if not (np.isfinite(std) & (std > 0)).all():
+            raise ValueError(f"the observations' error std must be positive and finite, got {self.obs_std}")
+        schedule(self.sampler_steps, self.sigma_min, self.sigma_max)
 
     @property
     def sampler(self) -> Sampler:
@@ -102,7 +108,8 @@ def draw(
     prior: Prior, observations: Observations | None, noise: Float[Tensor, "draws m c h w"], settings: DrawSettings
 ) -> Float[Tensor, "m c h w"]:
     """Members of one analysis; they and `observations` are in physical units."""
-    prior = _shared(prior)
+    prior, shift = _shared(prior)
+    noise = noise + shift / settings.sigma_max  # each member starts about its own background
     if observations is None:
         return prior.physical(draw_members(prior.denoise, noise, settings.sampler))
     scaled = scale(observations, prior.background[0], prior.std)
@@ -123,21 +130,26 @@ def without_network(prior: Prior) -> Prior:
     return replace(prior, denoise=denoise)
 
 
-def _shared(prior: Prior) -> Prior:
-    """The same prior about one background for all members, so that all of them see the same observations.
+def _shared(prior: Prior) -> tuple[Prior, Float[Tensor, "b c h w"]]:
+    """The same prior about one background for all members, so that all of them see the same observations; and d.
 
     With d_m the distance of member m's background from their mean, its denoiser becomes D_m(x - d_m) + d_m.
     """
-    if len(prior.background) == 1:
-        return prior
     mean = prior.background.mean(0, keepdim=True)
     shift = (prior.background - mean) / prior.std[:, None, None]
+    if len(shift) == 1:
+        return prior, shift
     inner = prior.denoise
-    return replace(prior, background=mean, denoise=lambda x, sigma: inner(x - shift, sigma) + shift)
+    return replace(prior, background=mean, denoise=lambda x, sigma: inner(x - shift, sigma) + shift), shift
 
 
-def observe(fields: Fields, when: np.datetime64, fraction: float, settings: DrawSettings, k: int) -> Observations | None:
-    """A random share of the points of the truth at `when`, every variable, with errors; None for no share."""
+def observe(
+    fields: Fields, when: np.datetime64, fraction: float, settings: DrawSettings, k: int
+) -> Observations | None:
+    """A random share of the points of the truth at `when`, every variable, with errors; None for a share of 0.
+
+    Points and errors depend on the seed and on k, the number of the analysis. ValueError when the share has no point.
+    """
     if fraction == 0:
         return None
     index = np.searchsorted(fields.time, when)
@@ -160,8 +172,9 @@ def analyse(
     progress: Callable[[int], None] | None = None,
     network: bool = True,
 ) -> Float[Tensor, "m t c h w"]:
-    """One-stage analyses at the times `when`, each from the true past, with the network or with F = 0; float32, physical
-    units.
+    """One-stage analyses at the times `when`, each from the true past, with the network or with F = 0.
+
+    float32, physical units. Raises ValueError when the fields are not of the model's kind or a time lacks its past.
     """
     members = []
     for k, (t, seen) in enumerate(zip(when, observations, strict=True)):
@@ -184,14 +197,19 @@ def cycle(
 ) -> Float[Tensor, "m t c h w"]:
     """Analyses at the times `when`, `model.step` apart: the first from the true past, the others each from its own.
 
-    `first` is the number of the first analysis, which its noise depends on. Raises ValueError when the times are not that far apart, or the past has a gap.
+    `first` is the number of the first analysis: its noise depends on it. Without observations a free-running forecast.
+    float32, physical units. Raises ValueError when the times are not that far apart, or the first one's past has a gap.
     """
+    if len(when) == 0:
+        raise ValueError("a cycle needs at least one time")
     if not bool((np.diff(when) == model.step).all()):
-        raise ValueError(f"a cycle steps by the model's {model.step.astype('timedelta64[m]')}: choose such times")
+        hours = model.step / np.timedelta64(1, "h")
+        raise ValueError(f"the times of a cycle must be the model's step of {hours:g} h apart: choose such times")
     model.check(fields)
     index, age = history(fields.time, when[0], model.frames, model.step)
-    if not np.array_equal(age, (np.arange(model.frames) + 1) * (model.step / np.timedelta64(1, "h"))):
-        raise ValueError("the past of a cycle's first analysis has a gap: start it elsewhere")
+    if not np.array_equal(fields.time[index], when[0] - model.step * (np.arange(model.frames) + 1)):
+        gap = f"the past of the cycle's first analysis at {np.datetime_as_string(when[0], unit='m')} has a gap"
+        raise ValueError(f"{gap} (frames {age.tolist()} hours before it): start the cycle elsewhere")
     past = [torch.from_numpy(fields.values[i]).expand(settings.members, -1, -1, -1) for i in index[::-1]]
 
     def one(frames: Sequence[Tensor], seen: ObservationsLike | None, k: int) -> Tensor:
@@ -236,6 +254,8 @@ def headline(table: Mapping[str, Mapping[str, float]], std: Mapping[str, float])
 
 
 def reductions(fractions: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """By how much each fraction's CRPS lies below the forecast's."""
-    alone: Any = fractions.get("0.0")
-    return {f: 1 - row["crps"] / alone["crps"] for f, row in fractions.items() if f != "0.0"} if alone else {}
+    """The share of the forecast's CRPS that each fraction saves; empty when the forecast ("0.0") is not among them."""
+    alone = fractions.get("0.0")
+    if alone is None:
+        return {}
+    return {f: 1 - row["crps"] / alone["crps"] for f, row in fractions.items() if f != "0.0"}

@@ -1,10 +1,12 @@
 """python -m storm_ref {train, assimilate, forecast, verify, trial}: the workbench from the command line.
 
-Tables and progress go to the terminal, numbers to result.json, fields to NetCDF, pictures to PNG. Progress bars are
-shown on a terminal only. Exit code 0: done; 2: refused, with the reason in a sentence and nothing written.
+Tables go to standard output, numbers to result.json, fields to NetCDF, pictures to PNG. Progress bars are shown on a
+terminal only. Exit code 0: done; 2: refused, the reason and the remedy on standard error and nothing written.
 """
 
 import argparse
+import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from storm_ref import __version__
+from storm_ref.guidance import Observations
 from storm_ref.tiling import Tiling
 from storm_ref.workbench import data, outputs
 from storm_ref.workbench import model as models
@@ -29,7 +33,7 @@ from storm_ref.workbench.demonstration import DemonstrationSettings, demonstrate
 from storm_ref.workbench.ensembles import match, read_ensemble
 from storm_ref.workbench.model import Model
 from storm_ref.workbench.observations import from_mask, from_stations, read_stations
-from storm_ref.workbench.training import TrainSettings, prepare, train
+from storm_ref.workbench.training import Progress, TrainSettings, prepare, train
 from storm_ref.workbench.trial import TrialSettings, run_trial
 
 __all__ = ["main"]
@@ -43,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words)
-    torch.set_num_threads(arguments.threads)
     try:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
         run: Callable[[argparse.Namespace, Mapping[str, str]], None] = arguments.run
         run(arguments, _about(words, arguments))
     except (ValueError, OSError) as error:
@@ -64,71 +70,90 @@ def _about(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, str
     }
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults are shown where there is one and the text does not name it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or "default:" in (action.help or "")
+        return action.help if plain else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="storm_ref", description="STORM on your own data, or on the bundled world.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run, add, text in (
         ("train", _train, _add_train, "train a model on the first part of a record"),
         ("assimilate", _assimilate, _add_assimilate, "draw ensembles given observations, score them, follow a vortex"),
-        ("forecast", _forecast, _add_forecast, "draw an ensemble that runs on by itself"),
-        ("verify", _verify, _add_verify, "score an ensemble against the truth"),
-        ("trial", _trial, _add_trial, "train before a date, analyse after it, score; beside optimal interpolation"),
+        ("forecast", _forecast, _add_forecast, "draw an ensemble in which every member runs on from its own past"),
+        ("verify", _verify, _add_verify, "score an ensemble on disk against the truth"),
+        ("trial", _trial, _add_trial, "train before a date, analyse after it, score beside optimal interpolation"),
     ):
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        sub.add_argument("--threads", type=int, default=torch.get_num_threads(), help="results repeat for a given number")
+        sub = commands.add_parser(name, help=text, description=text.capitalize() + ".", formatter_class=_Help)
+        threads = "of the processor; results repeat bit for bit with the same number"
+        sub.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help=threads)
         sub.set_defaults(run=run)
         add(sub)
     return parser
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, default=WORLD, metavar="FILE", help="CF NetCDF or Zarr")
-    parser.add_argument("--variables", type=_names, metavar="A,B", help="by name or standard name (default: all)")
-    parser.add_argument("--static", type=_names, metavar="A,B", help="constant fields shown to the network (default: all)")
-    parser.add_argument("--fit", choices=("pad", "crop"), help="what to do with a grid the patch does not divide")
+    record = "the record, CF NetCDF or Zarr (default: the bundled world)"
+    parser.add_argument("--data", type=Path, default=WORLD, metavar="FILE", help=record)
+    names = "by the file's name or the standard name (default: the model's; of a model to be trained, all)"
+    parser.add_argument("--variables", type=_names, metavar="A,B", help=names)
+    fit = "what to do with a grid that the patch does not divide (default: refuse it)"
+    parser.add_argument("--fit", choices=("pad", "crop"), help=fit)
 
 
 def _add_drawing(parser: argparse.ArgumentParser, obs_std: str) -> None:
-    parser.add_argument("--members", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=16, help="steps of the sampler")
+    _add_sampling(parser)
     parser.add_argument("--guidance", choices=tuple(GUIDANCE), default="covariance", help="how observations enter")
-    parser.add_argument("--observed", type=_fractions, default="0,0.1,0.2,0.5", metavar="F,F", help="shares of the points")
-    parser.add_argument("--obs-std", type=_numbers, default=obs_std, metavar="S[,S]", help="error, in the variables' units")
-    parser.add_argument("--seed", type=int, default=0)
-    _add_tiling(parser)
+    shares = "shares of the points that are observed, each scored on its own"
+    parser.add_argument("--observed", type=_fractions, default="0,0.1,0.2,0.5", metavar="F,F", help=shares)
+    error = "standard deviation of the observations' errors, one or one a variable, in their units"
+    parser.add_argument("--obs-std", type=_numbers, default=obs_std, metavar="S[,S]", help=error)
 
 
-def _add_tiling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tile", type=_pair, metavar="HxW", help="core of a tile in grid points (default: by the grid)")
-    parser.add_argument("--halo", type=_pair, default="0x0", metavar="HxW", help="seen beyond the core, on each side")
-    parser.add_argument("--blend", type=_pair, default="0x0", metavar="HxW", help="half-width of the blending")
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--members", type=int, default=16, metavar="N", help="size of the ensemble")
+    parser.add_argument("--steps", type=int, default=16, metavar="N", help="of the sampler")
+    _add_seed(parser)
+    parser.add_argument("--tile", type=_pair, metavar="HxW", help="core of a tile, grid points (default: by the grid)")
+    parser.add_argument("--halo", type=_pair, metavar="HxW", help="seen beyond the core on each side (default: 0)")
+    parser.add_argument("--blend", type=_pair, metavar="HxW", help="half-width of the blending (default: 0)")
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="all random numbers follow from it")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
     _add_training(parser)
     parser.add_argument("--split", type=_time, metavar="DATE", help=f"train before it (bundled world: {WORLD_SPLIT})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("build/model.safetensors"), metavar="FILE")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="kept while training; an existing one is resumed")
+    _add_seed(parser)
+    parser.add_argument("--out", type=Path, default=Path("build/model.safetensors"), metavar="FILE", help="the model")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="kept while training; if it exists, resumed")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     plain = TrainSettings()
-    parser.add_argument("--step", type=data.parse_step, default="6h", help="from the newest past frame to the analysis")
+    shown = "constant fields shown to the network (default: all)"
+    parser.add_argument("--static", type=_names, metavar="A,B", help=shown)
+    parser.add_argument("--step", type=_step, default="6h", help="from one frame to the next")
     parser.add_argument("--patch", type=_pair, metavar="HxW", help="grid points of a token (default: by the grid)")
     for name, text in (
         ("frames", "past frames"),
-        ("width", "of the network"),
-        ("depth", "of the network"),
+        ("width", "embedding of the network"),
+        ("depth", "layers of the network"),
         ("rank", "leading directions of the covariance; 0 is plain EDM"),
         ("train-steps", "0 leaves the network off"),
         ("batch", "transitions a step"),
         ("mix", "transitions mixed into one; 1 is none"),
     ):
         default = getattr(plain, {"train-steps": "steps"}.get(name, name))
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--rate", type=float, default=plain.rate, help="learning rate")
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    parser.add_argument("--rate", type=float, default=plain.rate, metavar="R", help="learning rate")
 
 
 def _add_assimilate(parser: argparse.ArgumentParser) -> None:
@@ -136,28 +161,30 @@ def _add_assimilate(parser: argparse.ArgumentParser) -> None:
     _add_drawing(parser, "0.5")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="from train")
     parser.add_argument("--start", type=_time, metavar="DATE", help=f"first analysis (bundled world: {WORLD_SPLIT})")
-    parser.add_argument("--count", type=int, default=6, help="analyses scored")
-    parser.add_argument("--cycle", type=int, default=12, help="steps of the cycles; 0 leaves them out")
-    parser.add_argument("--stations", type=Path, metavar="FILE", help="assimilate this table of observations instead")
-    parser.add_argument("--mask", metavar="NAME", help="or the data where this constant field of theirs is above 1/2")
-    parser.add_argument("--out", type=Path, default=Path("build/assimilation"), metavar="DIR")
+    parser.add_argument("--count", type=int, default=6, metavar="N", help="analyses scored")
+    parser.add_argument("--cycle", type=int, default=12, metavar="N", help="steps of the cycles; 0 leaves them out")
+    given = parser.add_mutually_exclusive_group()
+    table = "assimilate this table of observations (CSV, NetCDF or Zarr) instead of random points"
+    given.add_argument("--stations", type=Path, metavar="FILE", help=table)
+    mask = "or observe the data, without errors added, where this constant field of theirs is above 1/2"
+    given.add_argument("--mask", metavar="NAME", help=mask)
+    parser.add_argument("--out", type=Path, default=Path("build/assimilation"), metavar="DIR", help="for all results")
 
 
 def _add_forecast(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="from train")
     parser.add_argument("--start", type=_time, metavar="DATE", help=f"first frame drawn (bundled world: {WORLD_SPLIT})")
-    parser.add_argument("--lead", type=int, default=8, help="steps")
-    parser.add_argument("--members", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=16, help="steps of the sampler")
-    parser.add_argument("--seed", type=int, default=0)
-    _add_tiling(parser)
-    parser.add_argument("--out", type=Path, default=Path("build/forecast.nc"), metavar="FILE")
+    parser.add_argument("--lead", type=int, default=8, metavar="N", help="frames drawn, one of the model's steps apart")
+    _add_sampling(parser)
+    parser.add_argument("--out", type=Path, default=Path("build/forecast.nc"), metavar="FILE", help=".nc or .zarr")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--analysis", type=Path, default=Path("build/forecast.nc"), metavar="FILE", help="the ensemble")
-    parser.add_argument("--data", type=Path, default=WORLD, metavar="FILE", help="the truth")
+    ensemble = "the ensemble, from assimilate, trial or forecast"
+    parser.add_argument("--analysis", type=Path, default=Path("build/forecast.nc"), metavar="FILE", help=ensemble)
+    truth = "the truth (default: the bundled world)"
+    parser.add_argument("--data", type=Path, default=WORLD, metavar="FILE", help=truth)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the scores here as JSON, too")
 
 
@@ -167,7 +194,7 @@ def _add_trial(parser: argparse.ArgumentParser) -> None:
     _add_drawing(parser, "0.3")
     parser.add_argument("--split", type=_time, metavar="DATE", help=f"train before, test from (bundled: {WORLD_SPLIT})")
     parser.add_argument("--stop", type=_time, metavar="DATE", help="test before it (default: to the end)")
-    parser.add_argument("--out", type=Path, default=Path("build/trial"), metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("build/trial"), metavar="DIR", help="for all results")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -175,68 +202,103 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.1,0.5") from error
 
 
 def _fractions(text: str) -> tuple[float, ...]:
-    return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    return tuple(dict.fromkeys(_numbers(text)))
 
 
 def _pair(text: str) -> tuple[int, int]:
     """ "8" or "8x16"."""
-    parts = [int(part) for part in text.lower().split("x")]
-    if len(parts) > 2:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 8 or 8x16")
-    return parts[0], parts[-1]
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _step(text: str) -> np.timedelta64:
+    try:
+        return data.parse_step(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _time(text: str) -> np.datetime64:
+    match = re.fullmatch(r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d)?)?)?", text)
     try:
-        return np.datetime64(text).astype("datetime64[ns]")
+        if match is None:
+            raise ValueError(text)
+        return np.datetime64(text, "ns")
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2019-03-25 or 2019-03-25T06") from error
 
 
+def _console() -> Console:
+    """Paths and units are printed as they are: brackets are no markup."""
+    return Console(markup=False, highlight=False)
+
+
 @contextmanager
-def _bars(console: Console) -> Iterator[Callable[[str, int, int, str], None]]:
+def _bars(console: Console) -> Iterator[Progress]:
     """A progress bar for each kind of work, on a terminal; silence elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        known: dict[str, Any] = {}
+    text, note = bars.TextColumn("{task.description}"), bars.TextColumn("{task.fields[note]}")
+    columns = (text, bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), note)
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        known: dict[str, bars.TaskID] = {}
 
         def advance(label: str, done: int, total: int, note: str) -> None:
             if label not in known:
-                known[label] = bars.add_task(label, total=total, note=note)
-            bars.update(known[label], completed=done, note=note)
+                known[label] = shown.add_task(label, total=total, note=note)
+            shown.update(known[label], completed=done, note=note)
 
         yield advance
 
 
-def _read(arguments: argparse.Namespace, patch: tuple[int, int] | None, variables: tuple[str, ...] | None = None) -> Fields:
-    chosen = arguments.variables or variables
-    return data.read(arguments.data, chosen, arguments.static, patch=patch or (1, 1), fit=arguments.fit)
+def _check_out(path: Path, suffixes: tuple[str, ...] = (), folder: bool = False) -> None:
+    """Raises ValueError when a file (or a folder of them) could not be written there: before the work, not after it."""
+    if suffixes and path.suffix not in suffixes:
+        raise ValueError(f"--out {path}: the name must end in {' or '.join(suffixes)}")
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if (folder or there != path) and not there.is_dir():
+        raise ValueError(f"--out {path}: {there} is no folder; choose another name")
+    if not folder and path.suffix != ".zarr" and path.is_dir():
+        raise ValueError(f"--out {path}: this is a folder; name a file in it")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"--out {path}: {there} may not be written; choose another place")
 
 
-def _split(arguments: argparse.Namespace, name: str) -> np.datetime64:
+def _split(arguments: argparse.Namespace, name: str, fields: Fields) -> np.datetime64:
+    """The date given; ValueError unless it lies in the record, or directly behind its last frame."""
     given = getattr(arguments, name)
-    if given is None and arguments.data == WORLD:
-        return _time(WORLD_SPLIT)
-    if given is None:
-        raise ValueError(f"say with --{name} DATE where the training part of {arguments.data} ends")
-    return np.datetime64(given)
+    if given is None and arguments.data != WORLD:
+        raise ValueError(f"where does the training part of {arguments.data} end? Say so with --{name} DATE")
+    date: np.datetime64 = _time(WORLD_SPLIT) if given is None else given
+    first, last = fields.time[0], fields.time[-1]
+    if not first <= date <= last + (last - fields.time[-2:][0]):
+        record = " to ".join(np.datetime_as_string(t, unit="m") for t in (first, last))
+        raise ValueError(f"--{name} {np.datetime_as_string(date, unit='m')} lies outside the record ({record})")
+    return date
 
 
 def _one_or_many(numbers: tuple[float, ...], fields: Fields) -> float | tuple[float, ...]:
     if len(numbers) not in (1, len(fields.variables)):
-        raise ValueError(f"--obs-std has {len(numbers)} numbers for {len(fields.variables)} variables {fields.variables}")
+        names = ", ".join(fields.variables)
+        raise ValueError(f"--obs-std has {len(numbers)} numbers: give one, or one for each of {names}")
     return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _tiling(arguments: argparse.Namespace, fields: Fields, patch: tuple[int, int]) -> Tiling | None:
+    halo, blend = arguments.halo, arguments.blend
     if arguments.tile is None:
+        if halo or blend:
+            raise ValueError("--halo and --blend belong to tiles of a given size: add --tile HxW")
         return None
     grid = (len(fields.latitude), len(fields.longitude))
-    return Tiling.of(grid, arguments.tile, arguments.halo, arguments.blend, fields.periodic, patch)
+    return Tiling.of(grid, arguments.tile, halo or (0, 0), blend or (0, 0), fields.periodic, patch)
 
 
 def _drawing(arguments: argparse.Namespace, fields: Fields, patch: tuple[int, int]) -> DrawSettings:
@@ -256,93 +318,132 @@ def _training(arguments: argparse.Namespace) -> TrainSettings:
 
 
 def _train(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
-    settings = _training(arguments)
-    fields = _read(arguments, settings.patch)
-    when = data.targets(fields.time, arguments.step, None, _split(arguments, "split"), settings.frames)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    settings, checkpoint = _training(arguments), arguments.checkpoint
+    for path in (arguments.out, checkpoint or arguments.out):
+        _check_out(path)
+    fields = _training_fields(arguments, settings)
+    when = data.targets(fields.time, arguments.step, None, _split(arguments, "split", fields), settings.frames)
+    prepared = prepare(fields, when, arguments.step, settings)
+    if checkpoint is not None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    console = _console()
     with _bars(console) as progress:
-        model = train(*prepare(fields, when, arguments.step, settings), settings, progress, arguments.checkpoint)
+        model = train(*prepared, settings, progress, checkpoint)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     models.save(model, arguments.out)
     held = model.training["held_back"]
     best = min(loss for _, loss in held)
-    console.print(f"{arguments.out}: loss on the held-back part {held[0][1]:.4f} -> {best:.4f} (network off -> on)")
+    _say(console, f"loss on the held-back part {held[0][1]:.4f} -> {best:.4f} (network off -> on)")
+    _say(console, f"written: {arguments.out}")
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Model, Fields]:
+def _training_fields(arguments: argparse.Namespace, settings: TrainSettings) -> Fields:
+    patch = settings.patch or (1, 1)
+    return data.read(arguments.data, arguments.variables, arguments.static, patch=patch, fit=arguments.fit)
+
+
+def _load(arguments: argparse.Namespace, static: tuple[str, ...] = ()) -> tuple[Model, Fields]:
+    """A model and data for it. The model carries its own constant fields; `static` are others that are wanted."""
     model = models.load(arguments.weights)
-    return model, _read(arguments, model.config.patch, model.variables)
+    chosen, patch = arguments.variables or model.variables, model.config.patch
+    fields = data.read(arguments.data, chosen, static, patch=patch, fit=arguments.fit)
+    model.check(fields)
+    return model, fields
 
 
 def _assimilate(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
-    model, fields = _load(arguments)
-    drawing = _drawing(arguments, fields, model.config.patch)
-    console = Console()
+    _check_out(arguments.out, folder=True)
+    model, fields = _load(arguments, (arguments.mask,) if arguments.mask else ())
+    drawing, console = _drawing(arguments, fields, model.config.patch), _console()
     if arguments.stations or arguments.mask:
-        written = _assimilate_given(arguments, about, model, fields, drawing, console)
+        given = _stations if arguments.stations else _masked
+        when, observations, reports = given(arguments, model, fields, drawing)
+        with _bars(console) as progress:
+            members = analyse(model, fields, when, observations, drawing, counter(progress, "analyses", len(when)))
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        written = [arguments.out / "analysis.nc"]
+        data.write(data.to_dataset(members.numpy(), fields, when, about), written[0])
+        for t, report in zip(when, reports, strict=True):
+            _say(console, f"{np.datetime_as_string(t, unit='m')}: {report}")
     else:
-        start = _split(arguments, "start")
+        start = _split(arguments, "start", fields)
         settings = DemonstrationSettings(arguments.observed, start, arguments.count, arguments.cycle, drawing)
         with _bars(console) as progress:
             result = demonstrate(model, fields, settings, progress)
         written = outputs.write_demonstration(result, fields, about, arguments.out, str(arguments.data))
         console.print(_score_table(result.scores, {"STORM": result.scores["fractions"]}))
-        for name, row in result.scores.get("cycle", {}).items():
-            if "vortex" in row:
-                v = row["vortex"]
-                console.print(
-                    f"vortex, {name}: {v['last_track_error_deg']:.1f} degrees off at the end, wind "
-                    f"{v['last_wind_mean']:.1f} +- {v['last_wind_std']:.1f} m/s (true {v['last_wind_true']:.1f})"
-                )
-    console.print("written: " + ", ".join(str(path) for path in written))
+        _say_vortex(console, result.scores.get("cycle", {}))
+    _say(console, "written: " + ", ".join(str(path) for path in written))
 
 
-def _assimilate_given(
-    arguments: argparse.Namespace,
-    about: Mapping[str, str],
-    model: Model,
-    fields: Fields,
-    drawing: DrawSettings,
-    console: Console,
-) -> list[Path]:
-    """Assimilate the observations of a file: an analysis at --start, or at each time that a table has."""
-    if arguments.stations:
-        table = read_stations(arguments.stations)
-        when = np.unique(table.time) if arguments.start is None else np.array([arguments.start])
-        tolerance = np.timedelta64(0, "ns") if arguments.start is None else model.step // 2
+def _say(console: Console, text: str) -> None:
+    """A line, however long: what others read must not be folded."""
+    console.print(text, soft_wrap=True)
+
+
+def _say_vortex(console: Console, cycles: Mapping[str, Any]) -> None:
+    for name, row in cycles.items():
+        if "vortex" in row:
+            v = row["vortex"]
+            _say(
+                console,
+                f"vortex, {name}: {v['last_track_error_deg']:.1f} degrees off at the end, wind "
+                f"{v['last_wind_mean']:.1f} +- {v['last_wind_std']:.1f} m/s (true {v['last_wind_true']:.1f})",
+            )
+
+
+# Times of the analyses, their observations, and a line on each.
+_Given = tuple[Shaped[np.ndarray, " t"], list[Observations], list[str]]
+
+
+def _stations(arguments: argparse.Namespace, model: Model, fields: Fields, drawing: DrawSettings) -> _Given:
+    """Observations of a table: those around --start, or one analysis at each of its times."""
+    table = read_stations(arguments.stations)
+    if not len(table.time):
+        raise ValueError(f"{arguments.stations}: empty observations: the table has no row")
+    when = np.unique(table.time) if arguments.start is None else np.array([arguments.start])
+    tolerance = np.timedelta64(0, "ns") if arguments.start is None else model.step // 2
+    try:
         found = [from_stations(table, fields, t, tolerance) for t in when]
-        observations = [observations for observations, _ in found]
-        for t, (_, report) in zip(when, found, strict=True):
-            console.print(f"{np.datetime_as_string(t, unit='m')}: {report}")
-    else:
-        start = _split(arguments, "start")
-        when = data.targets(fields.time, model.step, start, None, model.frames)[: arguments.count]
-        chosen = data.read(arguments.data, model.variables, (arguments.mask,), patch=model.config.patch, fit=arguments.fit)
-        mask = chosen.static[0] > 0.5
-        truth = fields.values[np.searchsorted(fields.time, when)]
-        std = np.asarray(drawing.obs_std, np.float64)
-        observations = [from_mask(field, mask, std if std.ndim else float(std)) for field in truth]
-    with _bars(console) as progress:
-        members = analyse(model, fields, when, observations, drawing, counter(progress, "analyses", len(when)))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    data.write(data.to_dataset(members.numpy(), fields, when, about), arguments.out / "analysis.nc")
-    return [arguments.out / "analysis.nc"]
+    except ValueError as error:
+        raise ValueError(f"{arguments.stations}: {error}") from error
+    return when, [observations for observations, _ in found], [str(report) for _, report in found]
+
+
+def _masked(arguments: argparse.Namespace, model: Model, fields: Fields, drawing: DrawSettings) -> _Given:
+    """Observations of the data themselves at the valid points of a constant field."""
+    if arguments.count < 1:
+        raise ValueError(f"--count must be at least 1, got {arguments.count}")
+    when = data.targets(fields.time, model.step, _split(arguments, "start", fields), None, model.frames)
+    when = when[: arguments.count]
+    std = np.broadcast_to(np.asarray(drawing.obs_std, np.float64), len(fields.variables))
+    observations = []
+    for k in np.searchsorted(fields.time, when):
+        observations.append(from_mask(fields.values[k], (fields.static[0] > 0.5) & fields.valid[k], std))
+    return when, observations, [f"{len(o.value)} observations are used" for o in observations]
 
 
 def _forecast(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
+    _check_out(arguments.out, (".nc", ".zarr"))
+    if arguments.lead < 1:
+        raise ValueError(f"--lead must be at least 1, got {arguments.lead}")
     model, fields = _load(arguments)
-    start = data.targets(fields.time, model.step, _split(arguments, "start"), None, model.frames)[0]
+    start = _split(arguments, "start", fields)
+    if start <= fields.time[-1]:
+        start = data.targets(fields.time, model.step, start, None, model.frames)[0]
     when = start + model.step * np.arange(arguments.lead)
-    drawing, console = _drawing(arguments, fields, model.config.patch), Console()
+    drawing, console = _drawing(arguments, fields, model.config.patch), _console()
     with _bars(console) as progress:
         tell = counter(progress, "forecast", len(when))
         members = cycle(model, fields, when, [None] * len(when), drawing, tell)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     data.write(data.to_dataset(members.numpy(), fields, when, about), arguments.out)
-    console.print(f"written: {arguments.out}")
+    _say(console, f"written: {arguments.out}")
 
 
 def _verify(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
+    if arguments.out is not None:
+        _check_out(arguments.out)
     ensemble = read_ensemble(arguments.analysis)
     truth = data.read(arguments.data, ensemble.variables)
     ensemble, target, valid = match(ensemble, truth)
@@ -353,37 +454,41 @@ def _verify(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
         result[label] = scores
         for name, row in scores.items():
             table.add_row(label, name, *(f"{row[key]:.3f}" for key in ("crps", "rmse", "spread", "spread_skill")))
-    Console().print(table)
     if arguments.out is not None:
         where = {"analysis": str(arguments.analysis), "data": str(arguments.data)}
-        outputs.write_json(arguments.out, {"by_time": result, **where})
+        outputs.write_json(arguments.out, {"all": result.pop("all"), "by_time": result, **where})
+    _console().print(table)
 
 
 def _trial(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
+    _check_out(arguments.out, folder=True)
     training = _training(arguments)
-    fields = _read(arguments, training.patch)
-    split = _split(arguments, "split")
+    fields = _training_fields(arguments, training)
+    split = _split(arguments, "split", fields)
     patch = training.patch or models.default_patch(len(fields.latitude), len(fields.longitude))
     drawing = _drawing(arguments, fields, patch)
     settings = TrialSettings(split, arguments.step, arguments.observed, arguments.stop, drawing, training)
-    console = Console()
+    console = _console()
     with _bars(console) as progress:
         result = run_trial(fields, settings, progress)
     written = outputs.write_trial(result, fields, about, arguments.out, str(arguments.data))
     scores = result.scores
     tables = {
         "STORM": scores["fractions"],
-        "Gaussian prior alone (network off)": scores["gaussian"]["fractions"],
+        "Gaussian, network off": scores["gaussian"]["fractions"],
         "optimal interpolation": scores["optimal_interpolation"]["fractions"],
     }
     console.print(_score_table(scores, tables))
-    console.print(f"persistence: RMSE {scores['persistence']['rmse']:.3f} {scores['unit']}; {scores['wall_s']:.0f} s in all")
-    console.print("written: " + ", ".join(str(path) for path in written))
+    _say(console, f"persistence: RMSE {scores['persistence']['rmse']:.3f} {scores['unit']}")
+    _say(console, f"{scores['wall_s']:.0f} s in all, of them {scores['train_s']:.0f} s to train")
+    _say(console, "written: " + ", ".join(str(path) for path in written))
 
 
 def _score_table(scores: Mapping[str, Any], tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
     """One row a method and fraction; the last column compares its CRPS with the same method's forecast."""
-    table = Table("method", "observed", "CRPS", "RMSE", "spread", "spread-skill", "CRPS saved", title=f"unit: {scores['unit']}")
+    # Narrow enough for 80 columns, the width where there is no terminal.
+    names = ("observed", "CRPS", "RMSE", "spread", "spread/\nskill", "CRPS\nsaved")
+    table = Table(Column("method", no_wrap=True), *names, title=f"unit: {scores['unit']}")
     for name, fractions in tables.items():
         alone = fractions.get("0.0")
         for f, row in fractions.items():

@@ -1,6 +1,7 @@
 """Climate: what is known of a state before any network, a mean by hour of the day and anomalies that persist or decay.
 
-With a the local solar time of day, w(a) = (1, sin a, cos a, sin 2a, cos 2a), anomalies A_k of K past frames, newest first:
+With a the local solar time of day, w(a) = (1, sin a, cos a, sin 2a, cos 2a), and A_k the anomalies
+of K past frames, newest first:
 
     mean         m(p, t) = sum_j w_j(a) M_j(p)                 least squares at every point p
     background   b(p, t) = m(p, t) + A_1(p) + sum_k (S_k . w(a)) A_k(p)
@@ -84,7 +85,8 @@ def fit(
     whole = _fit(values, valid, time, longitude, target, past)
     std = (departures.square().sum((0, 2, 3)) / valid[target].sum((0, 2, 3))).sqrt()
     if not bool((std > 0).all()):
-        raise ValueError(f"channels {(std <= 0).nonzero().flatten().tolist()} never depart from their climate: leave out")
+        still = (std <= 0).nonzero().flatten().tolist()
+        raise ValueError(f"channels {still} never depart from their climate: leave them out")
     climate = Climate(whole.mean, whole.slope, whole.anomaly_std, std, longitude.double())
     return climate, departures / std[:, None, None]
 
@@ -119,4 +121,5 @@ def _slope(
         gram += design @ design.T
         right += design @ (anomaly[now] - before[:, 0]).flatten()
     ridge = _RIDGE * gram.trace() / size + 1e-12
-    return torch.linalg.solve(gram + ridge * torch.eye(size, dtype=torch.float64), right).reshape(-1, 5)
+    slope: Tensor = torch.linalg.solve(gram + ridge * torch.eye(size, dtype=torch.float64), right)
+    return slope.reshape(-1, 5)

@@ -13,7 +13,7 @@ With F = 0 this is the exact denoiser of N(0, Sigma) ([EDM-10]), C_s is the exac
 samples are exact draws from the Gaussian posterior. With r = 0 it is EDM with sigma_d^2 = l_r, and the guidance is
 `pigdm` with J replaced by its Gaussian value, so that nothing is differentiated.
 
-T is small and N large, hence Sigma is estimated as (Houtekamer & Mitchell 2001; Gaspari & Cohn 1999; Ledoit & Wolf 2004)
+T is small and N large, so Sigma is estimated as (Houtekamer & Mitchell 2001; Gaspari & Cohn 1999; Ledoit & Wolf 2004)
 
     Sigma = (1 - b) L * (1/T) sum_t d_t d_t^T + b diag(std) E diag(std)      * pointwise, b the shrinkage
     L = exp(-q^2 / 2),  E = exp(-|dy| / m_y - |dx| / m_x) within a channel, 0 between channels
@@ -35,7 +35,8 @@ from storm_ref.edm import Denoise
 from storm_ref.guidance import Observations, ObservationsLike
 from storm_ref.tiling import Tile, Tiling, tiled
 
-__all__ = ["Covariance", "bind_covariance", "correlation_length", "distance", "fit", "guidance", "precondition", "white"]
+__all__ = ["Covariance", "bind_covariance", "correlation_length", "distance", "fit", "guidance", "output_scale"]
+__all__ += ["precondition", "white"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Covariance:
 
 def white(shape: tuple[int, int, int], variance: float = 1.0) -> Covariance:
     """Sigma = variance I: plain EDM."""
-    return Covariance(torch.zeros(math.prod(shape), 0).double(), torch.zeros(0).double(), torch.tensor(variance).double(), shape)
+    none = torch.zeros(math.prod(shape), 0, dtype=torch.float64)
+    return Covariance(none, none[0], torch.tensor(variance, dtype=torch.float64), shape)
 
 
 def precondition(
@@ -100,7 +102,7 @@ def output_scale(covariance: Covariance, sigma: Float[Tensor, " b"]) -> Float[Te
 def bind_covariance(
     network: Storm, condition: Condition, tiling: Tiling, covariance: Covariance, together: int = 16
 ) -> Denoise:
-    """D(x; s) of one analysis. F is tiled and blended as [TILE-6] says for D; the Gaussian part sees the whole domain."""
+    """D(x; s) of one analysis. F is tiled and blended as [TILE-6] has it for D; the Gaussian part is not."""
     dtype, patch = network.final.weight.dtype, network.config.patch
     kept: dict[tuple[int, int], Condition] = {}
 
@@ -226,7 +228,7 @@ def _estimate(d: Tensor, std: Tensor, periodic: bool, shrinkage: float) -> Calla
     def multiply(columns: Tensor) -> Tensor:
         v = columns.T.reshape(-1, *d.shape[1:])
         out = shrinkage * std * (exp_y @ (std * v) @ exp_x)
-        for part in d.split(4):
+        for part in torch.split(d, 4):
             local = gauss_y @ torch.einsum("tchw,rchw->trhw", part, v) @ gauss_x
             out += (1 - shrinkage) / len(d) * torch.einsum("tchw,trhw->rchw", part, local)
         return out.flatten(1).T

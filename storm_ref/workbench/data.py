@@ -11,9 +11,7 @@ References: CF conventions 1.11, chapters 4 (coordinates) and 8 (packing); names
 """
 
 import difflib
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +20,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
+
+from storm_ref.workbench.files import replacing
 
 __all__ = ["Fields", "calendar", "history", "labels", "open_file", "parse_step", "read", "resolve", "targets"]
 __all__ += ["to_dataset", "write"]
@@ -489,38 +489,9 @@ def write(dataset: xr.Dataset, path: str | Path) -> None:
         raise ValueError(f"{path}: the name must end in .nc (NetCDF-4) or .zarr")
     if path.is_dir() and not any((path / name).exists() for name in (".zgroup", "zarr.json")):
         raise ValueError(f"{path} is a folder and no Zarr store, so it is not replaced: choose another name")
-    part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    try:
+    with replacing(path) as part:
         if path.suffix == ".nc":
             packing = {name: {"zlib": True, "complevel": 4} for name in dataset.data_vars}
             dataset.to_netcdf(part, engine="h5netcdf", encoding=packing)
         else:
             dataset.to_zarr(part, mode="w", zarr_format=2, consolidated=True)
-        _exchange(part, path, old)
-    except Exception as error:
-        raise OSError(
-            f"{path} could not be written ({error}), what was there before is unchanged: free space, check that the "
-            "folder exists and may be written, or choose another path"
-        ) from error
-    finally:
-        _remove(part)
-
-
-def _exchange(part: Path, path: Path, old: Path) -> None:
-    if not path.is_dir():
-        os.replace(part, path)
-        return
-    os.replace(path, old)  # a folder cannot be renamed onto another, so it steps aside until the new one is there
-    try:
-        os.replace(part, path)
-    except BaseException:
-        os.replace(old, path)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

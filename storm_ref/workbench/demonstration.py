@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from storm_ref.workbench import vortices
 from storm_ref.workbench.analysis import (
     DrawSettings,
-    Progress,
     analyse,
     check_fractions,
     counter,
@@ -31,6 +30,7 @@ from storm_ref.workbench.analysis import (
 )
 from storm_ref.workbench.data import Fields, targets
 from storm_ref.workbench.model import Model
+from storm_ref.workbench.training import Progress
 from storm_ref.workbench.vortices import Track
 
 __all__ = ["Cycles", "Demonstration", "DemonstrationSettings", "demonstrate"]
@@ -44,7 +44,7 @@ class DemonstrationSettings:
     """What is shown. Raises ValueError for fractions outside [0, 1) or given twice, and for too few times."""
 
     fractions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5)
-    start: np.datetime64 | None = None  # first time scored; None: where the model's training ended
+    start: np.datetime64 | None = None  # first time scored; None: the first of the record that has a past
     count: int = 6  # times scored, evenly spaced over what is left of the record
     cycle: int = 12  # steps of the two cycles; 0 leaves them out
     drawing: DrawSettings = field(default_factory=DrawSettings)
@@ -52,7 +52,8 @@ class DemonstrationSettings:
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
         if self.count < 1 or self.cycle < 0:
-            raise ValueError(f"need at least one time and a cycle of 0 or more steps, got {self.count} and {self.cycle}")
+            got = f"{self.count} and {self.cycle}"
+            raise ValueError(f"need at least one time and a cycle of 0 or more steps, got {got}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,21 +82,26 @@ class Demonstration:
 def demonstrate(
     model: Model, fields: Fields, settings: DemonstrationSettings, progress: Progress | None = None
 ) -> Demonstration:
-    """Draw, score and follow. Raises ValueError when the record has too few times after `start`."""
+    """Draw, score and follow.
+
+    Raises ValueError when the fields are not of the model's kind, the record has no time after `start` or too few
+    frames in a row for the cycles, or a fraction has no point; all that before anything is drawn.
+    """
     began, drawing = clock.perf_counter(), settings.drawing
     model.check(fields)
     times = targets(fields.time, model.step, settings.start, None, model.frames)
     when = times[np.unique(np.linspace(0, len(times) - 1, settings.count).round().astype(int))]
     index = np.searchsorted(fields.time, when)
     truth, valid = torch.from_numpy(fields.values[index]), torch.from_numpy(fields.valid[index])
+    row = _row(model, fields, times[0], settings.cycle)
+    given = {f: [observe(fields, t, f, drawing, k) for k, t in enumerate(when)] for f in settings.fractions}
     analyses, seen, tables = {}, {}, {}
-    for fraction in settings.fractions:
+    for fraction, observations in given.items():
         label = f"analyses, {fraction:.0%} observed"
-        observations = [observe(fields, t, fraction, drawing, k) for k, t in enumerate(when)]
         analyses[fraction] = analyse(model, fields, when, observations, drawing, counter(progress, label, len(when)))
         seen[fraction] = torch.stack([seen_by(o, truth.shape[1:]) for o in observations])
         tables[str(float(fraction))] = score_table(analyses[fraction], truth, valid & ~seen[fraction], fields)
-    cycles = _cycles(model, fields, times, settings, progress) if settings.cycle else None
+    cycles = _cycles(model, fields, row, settings, progress) if settings.cycle else None
     scores = _scores(tables, fields, settings) | ({"cycle": _cycle_scores(cycles, fields)} if cycles else {})
     scores["wall_s"] = clock.perf_counter() - began
     return Demonstration(scores, when, truth, analyses, seen, cycles)
@@ -125,15 +131,28 @@ def _winds(fields: Fields) -> tuple[int, int] | None:
     return None
 
 
+def _row(model: Model, fields: Fields, first: np.datetime64, steps: int) -> Int64[np.ndarray, " t"]:
+    """Where the frames of a cycle are. Raises ValueError unless they and the past of the first are all there."""
+    wanted = first + model.step * np.arange(-model.frames, steps)
+    index = np.searchsorted(fields.time, wanted)
+    if steps and (index[-1] >= len(fields.time) or not np.array_equal(fields.time[index], wanted)):
+        hours, start = model.step / np.timedelta64(1, "h"), np.datetime_as_string(first, unit="m")
+        raise ValueError(
+            f"a cycle of {steps} steps from {start} needs {steps} frames {hours:g} h apart and {model.frames} before "
+            "them, without a gap: ask for fewer steps (0 for none) or another start"
+        )
+    return np.asarray(index[model.frames :], np.int64)
+
+
 def _cycles(
-    model: Model, fields: Fields, times: np.ndarray, settings: DemonstrationSettings, progress: Progress | None
+    model: Model,
+    fields: Fields,
+    index: Int64[np.ndarray, " t"],
+    settings: DemonstrationSettings,
+    progress: Progress | None,
 ) -> Cycles:
-    """Two ensembles from the first of `times`: without observations, and with the middle one of the fractions."""
-    drawing, steps = settings.drawing, settings.cycle
-    when = times[0] + model.step * np.arange(steps)
-    index = np.searchsorted(fields.time, when)
-    if index[-1] >= len(fields.time) or not np.array_equal(fields.time[index], when):
-        raise ValueError(f"a cycle of {steps} steps needs as many frames in a row from {times[0]}: ask for fewer")
+    """Two ensembles through the frames `index`: without observations, and with the middle one of the fractions."""
+    drawing, when = settings.drawing, fields.time[index]
     given = sorted(f for f in settings.fractions if f > 0)
     fractions = {"forecast only": 0.0}
     if given:
@@ -142,7 +161,7 @@ def _cycles(
     for name, fraction in fractions.items():
         # The counter of analyses goes on from those scored: no noise is used twice.
         observations = [observe(fields, t, fraction, drawing, settings.count + k) for k, t in enumerate(when)]
-        tell = counter(progress, f"cycle, {name}", steps)
+        tell = counter(progress, f"cycle, {name}", len(when))
         ensembles[name] = cycle(model, fields, when, observations, drawing, tell, settings.count)
     truth = torch.from_numpy(fields.values[index])
     true_track, tracks = _follow(fields, truth, ensembles)
@@ -155,24 +174,27 @@ def _follow(
     winds = _winds(fields)
     if winds is None:
         return None, {}
-    where = fields.latitude, fields.longitude
-    u, v = (truth[:, c].double().numpy() for c in winds)
-    start = vortices.choose(u, v, *where, fields.periodic)
-    tracks = {
-        name: [
-            vortices.follow(*(member[:, c].double().numpy() for c in winds), *where, start, fields.periodic) for member in e
-        ]
-        for name, e in ensembles.items()
-    }
-    return vortices.follow(u, v, *where, start, fields.periodic), tracks
+    latitude, longitude, periodic = fields.latitude, fields.longitude, fields.periodic
+
+    def wind(state: Tensor) -> list[np.ndarray]:
+        return [state[:, c].double().numpy() for c in winds]
+
+    u, v = wind(truth)
+    start = vortices.choose(u, v, latitude, longitude, periodic)
+
+    def track(state: Tensor) -> Track:
+        u, v = wind(state)
+        return vortices.follow(u, v, latitude, longitude, start, periodic)
+
+    return track(truth), {name: [track(member) for member in members] for name, members in ensembles.items()}
 
 
 def _cycle_scores(cycles: Cycles, fields: Fields) -> dict[str, Any]:
-    """Scores over all points and times of each cycle, and the last place and wind of the vortex."""
-    everywhere = torch.ones_like(cycles.truth, dtype=torch.bool)
+    """Scores of each cycle over all times and all points that have a truth, observed or not, and of its vortex."""
+    valid = torch.from_numpy(fields.valid[np.searchsorted(fields.time, cycles.time)])
     result: dict[str, Any] = {}
     for name, members in cycles.ensembles.items():
-        result[name] = {"by_variable": score_table(members, cycles.truth, everywhere, fields)}
+        result[name] = {"by_variable": score_table(members, cycles.truth, valid, fields)}
         if cycles.true_track is not None:
             result[name]["vortex"] = _track_scores(cycles.true_track, cycles.tracks[name])
     return result
@@ -180,10 +202,10 @@ def _cycle_scores(cycles: Cycles, fields: Fields) -> dict[str, Any]:
 
 def _track_scores(truth: Track, members: list[Track]) -> dict[str, float]:
     """Mean distance from the true track (great-circle degrees), and the wind at its end (m/s)."""
-    away = [
-        [vortices.separation(a, b, c, d) for a, b, c, d in zip(t.latitude, t.longitude, truth.latitude, truth.longitude, strict=True)]
-        for t in members
-    ]
+    away = []
+    for track in members:
+        pairs = zip(track.latitude, track.longitude, truth.latitude, truth.longitude, strict=True)
+        away.append([vortices.separation(*pair) for pair in pairs])
     last = np.array([t.intensity[-1] for t in members])
     return {
         "track_error_deg": float(np.mean(away)),

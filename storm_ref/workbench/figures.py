@@ -1,6 +1,5 @@
 """Pictures of an assimilation: labelled axes and units, colours that colour-blind readers can tell apart."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from storm_ref.workbench.files import replacing
 from storm_ref.workbench.vortices import Track
 
 __all__ = ["crps_by_fraction", "intensity", "maps", "save", "spread_against_error", "tracks", "training"]
@@ -26,10 +26,11 @@ Array = NDArray[np.floating]
 
 def save(figure: Figure, path: Path) -> None:
     """Write aside, then rename; close the figure."""
-    aside = path.with_name(f".{path.name}.tmp")
-    figure.savefig(aside, dpi=120, format="png", metadata={"Software": None})
-    plt.close(figure)
-    os.replace(aside, path)
+    try:
+        with replacing(path) as part:
+            figure.savefig(part, dpi=120, format="png", metadata={"Software": None})
+    finally:
+        plt.close(figure)
 
 
 def maps(

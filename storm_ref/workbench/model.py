@@ -7,7 +7,6 @@ The file holds tensors and JSON, nothing that could run code when it is loaded.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from storm_ref.tokenisation import region_position, sphere_position
 from storm_ref.workbench.climate import Climate
 from storm_ref.workbench.covariance import Covariance, bind_covariance
 from storm_ref.workbench.data import Fields, calendar, history
+from storm_ref.workbench.files import replacing
 
 __all__ = ["Model", "Prior", "default_patch", "default_tiling", "load", "read_tensors", "save", "write_tensors"]
 
@@ -145,13 +145,13 @@ class Model:
     def check(self, fields: Fields) -> None:
         """Raises ValueError naming what differs, unless variables and grid are those of this model."""
         if fields.variables != self.variables:
-            raise ValueError(f"the model is of {self.variables}, the data of {fields.variables}: choose these variables")
+            raise ValueError(f"the model is of {self.variables}, the data of {fields.variables}: choose its variables")
         for name, mine, theirs in (
             ("latitudes", self.latitude.numpy(), fields.latitude),
             ("longitudes", self.longitude.numpy(), fields.longitude),
         ):
             if mine.shape != theirs.shape or not np.allclose(mine, theirs, atol=1e-4):
-                raise ValueError(f"the {name} of the data are not the model's: interpolate to its grid, or train on this one")
+                raise ValueError(f"the {name} of the data are not the model's: interpolate to its grid or retrain")
 
 
 def save(model: Model, path: Path) -> None:
@@ -172,7 +172,8 @@ def load(path: Path) -> Model:
     """Read a model. Raises ValueError, naming the file, when it is truncated, foreign, or its parts do not fit."""
     tensors, about = read_tensors(path, _KIND)
     try:
-        config = StormConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()})
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
+        config = StormConfig(**sizes)
         network = Storm(config)
         weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         network.load_state_dict(weights)
@@ -185,7 +186,8 @@ def load(path: Path) -> Model:
             Covariance(**part["covariance"], shape=tuple(about["shape"])),
             tensors["static"], tensors["latitude"], tensors["longitude"],
             bool(about["periodic"]), bool(about["season"]), int(about["frames"]),
-            np.timedelta64(int(about["step_ns"]), "ns"), tuple(about["variables"]), tuple(about["units"]), about["training"],
+            np.timedelta64(int(about["step_ns"]), "ns"), tuple(about["variables"]), tuple(about["units"]),
+            about["training"],
         )  # fmt: skip
         expected = (config.channels, len(model.latitude), len(model.longitude))
         if model.covariance.shape != expected or model.climate.mean.shape[1:] != expected:
@@ -197,13 +199,9 @@ def load(path: Path) -> Model:
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """A safetensors file that says what `kind` it is and carries `about` as JSON; renamed into place when complete."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
         save_file(whole, part, {"kind": kind, "about": json.dumps(about)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -217,5 +215,5 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             f"{path}: cannot be read as safetensors ({error}); check the path, or copy or make the file again"
         ) from error
     if about.get("kind") != kind:
-        raise ValueError(f"{path}: this is {about.get('kind', 'of another program')!r} and not {kind!r}: give another file")
+        raise ValueError(f"{path}: this is {about.get('kind', 'something else')!r}, not {kind!r}: give another file")
     return tensors, json.loads(about["about"])

@@ -1,7 +1,6 @@
-"""Everything a command leaves behind: result.json, NetCDF and pictures, each written aside and then renamed."""
+"""Everything a command leaves behind: result.json, NetCDF and pictures, each whole or as it was before."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from storm_ref.workbench import data, figures
 from storm_ref.workbench.data import Fields
 from storm_ref.workbench.demonstration import Cycles, Demonstration
+from storm_ref.workbench.files import replacing
 from storm_ref.workbench.trial import TrialResult
 
 __all__ = ["write_demonstration", "write_json", "write_trial"]
@@ -23,14 +23,11 @@ Masks = Mapping[float, Bool[Tensor, "t c h w"]]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON that any reader takes (no NaN), written aside and renamed. OSError names the path."""
+    """JSON that any reader takes. Raises ValueError for NaN in it, and OSError naming the path when writing fails."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_text(text)
 
 
 def write_demonstration(
@@ -41,7 +38,7 @@ def write_demonstration(
     written = _fields(result.analyses, result.time, fields, about, folder)
     written += _pictures(result.analyses, result.truth, result.observed, result.time, fields, folder)
     curves = {"STORM": {float(f): row["crps"] for f, row in result.scores["fractions"].items()}}
-    written.append(_save(folder, "crps.png", figures.crps_by_fraction(curves, result.scores["unit"], "One-stage analyses")))
+    written.append(_save(folder, "crps.png", figures.crps_by_fraction(curves, result.scores["unit"], "Analyses")))
     if result.cycles is not None and result.cycles.true_track is not None:
         written += _vortex(result.cycles, folder)
     write_json(folder / "result.json", {**result.scores, "data": where_from})
@@ -62,7 +59,8 @@ def write_trial(
         "optimal interpolation": scores["optimal_interpolation"]["fractions"],
     }
     curves = {name: {float(f): row["crps"] for f, row in table.items()} for name, table in tables.items()}
-    written.append(_save(folder, "crps.png", figures.crps_by_fraction(curves, scores["unit"], "Held-back part of the record")))
+    crps = figures.crps_by_fraction(curves, scores["unit"], "Test part of the record")
+    written.append(_save(folder, "crps.png", crps))
     losses, held = result.model.training["losses"], result.model.training["held_back"]
     if losses:
         mean = [float(np.mean(part)) for part in np.array_split(losses, min(len(losses), 100))]
@@ -99,7 +97,7 @@ def _pictures(
 ) -> list[Path]:
     fraction, k = _middle(analyses), len(time) // 2
     c = next((c for c, unit in enumerate(fields.units) if unit == "K"), 0)
-    inner = (slice(None, len(fields.latitude) - fields.padding[0]), slice(None, len(fields.longitude) - fields.padding[1]))
+    inner = tuple(slice(None, n - pad) for n, pad in zip(truth.shape[-2:], fields.padding, strict=True))
     one = {f: analyses[f][:, k, c].double().mean(0).numpy()[inner] for f in (min(analyses), fraction)}
     maps = figures.maps(
         fields.latitude[inner[0]],
@@ -111,19 +109,17 @@ def _pictures(
         f"{fields.variables[c]} ({fields.units[c]})",
         f"{np.datetime_as_string(time[k], unit='m')} UTC",
     )
-    unit, scale = (fields.units[0], torch.ones(1)) if len(fields.variables) == 1 else ("standard deviations", _std(fields))
-    pairs = {}
+    unit, scale = fields.units[0], torch.ones(1)
+    if len(fields.variables) > 1:
+        unit, scale = "standard deviations", torch.from_numpy(fields.values.astype(np.float64).std((0, 2, 3)))
+    valid, pairs = torch.from_numpy(fields.valid[np.searchsorted(fields.time, time)]), {}
     for f, members in analyses.items():
-        unseen = ~observed[f] & torch.isfinite(truth)
+        unseen = ~observed[f] & valid
         factor = np.sqrt(1 + 1 / len(members)) / scale[:, None, None]
         spread, error = members.double().std(0) * factor, (members.double().mean(0) - truth) / scale[:, None, None]
         pairs[f"{f:.0%} observed" if f else "forecast only"] = (spread[unseen].numpy(), error[unseen].numpy())
     spread = figures.spread_against_error(pairs, unit, "Does the spread tell the error?")
     return [_save(folder, "maps.png", maps), _save(folder, "spread.png", spread)]
-
-
-def _std(fields: Fields) -> Float[Tensor, " c"]:
-    return torch.from_numpy(fields.values.astype(np.float64).std((0, 2, 3)))
 
 
 def _vortex(cycles: Cycles, folder: Path) -> list[Path]:

@@ -56,10 +56,10 @@ class TrainSettings:
     depth: int = 2
     frames: int = 4  # K
     rank: int = 400  # leading directions of the covariance, at most a quarter of all; 0 is plain EDM
-    shrinkage: float = 0.1
-    steps: int = 1500
+    shrinkage: float = 0.15
+    steps: int = 1000
     batch: int = 32
-    rate: float = 1e-3
+    rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -102,6 +102,10 @@ def prepare(
 
     Raises ValueError when the patch does not divide the grid or the times are too few.
     """
+    grid = (len(fields.latitude), len(fields.longitude))
+    patch = settings.patch or default_patch(*grid)
+    if grid[0] % patch[0] or grid[1] % patch[1]:
+        raise ValueError(f"patch {patch} does not divide the grid {grid}: choose one that does, or pad or crop it")
     found = [history(fields.time, t, settings.frames, step) for t in when]
     past, age = np.stack([i for i, _ in found]), np.stack([a for _, a in found])
     target = np.searchsorted(fields.time, when)
@@ -123,7 +127,12 @@ def prepare(
 
 
 def _untrained(
-    fields: Fields, climate: climates.Climate, covariance: Covariance, season: bool, step: np.timedelta64, s: TrainSettings
+    fields: Fields,
+    climate: climates.Climate,
+    covariance: Covariance,
+    season: bool,
+    step: np.timedelta64,
+    s: TrainSettings,
 ) -> Model:
     grid = (len(fields.latitude), len(fields.longitude))
     latitude = torch.from_numpy(fields.latitude).deg2rad().sin()[:, None].expand(1, -1, grid[1])
@@ -198,7 +207,7 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
 
 class _Run:
-    """All that changes while training: everything here is in the checkpoint, so that a resumed run has the same bits."""
+    """All that changes while training. Everything here is in the checkpoint: a resumed run has the same bits."""
 
     def __init__(self, network: Storm, settings: TrainSettings) -> None:
         self.network, self.average, self.best = network, copy.deepcopy(network), copy.deepcopy(network)
@@ -223,7 +232,7 @@ class _Run:
         tensors, about = read_tensors(path, _KIND)
         if about["settings"] != _plain(settings):
             changed = [k for k, v in _plain(settings).items() if about["settings"].get(k) != v]
-            raise ValueError(f"{path}: was trained with other settings ({changed}): resume with the same, or start afresh")
+            raise ValueError(f"{path}: was trained with other settings ({changed}): use the same or start afresh")
         try:
             for name in ("network", "average", "best"):
                 own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
@@ -274,7 +283,8 @@ def train(
             if checkpoint is not None:
                 run.save(checkpoint, settings)
         if progress is not None:
-            progress("training", run.step, settings.steps, f"loss {run.losses[-1]:.4f}, held back {run.held[-1][1]:.4f}")
+            note = f"loss {run.losses[-1]:.4f}, held back {run.held[-1][1]:.4f}"
+            progress("training", run.step, settings.steps, note)
     record = {"settings": _plain(settings), "losses": run.losses, "held_back": run.held}
     return replace(model, network=run.best.eval(), covariance=model.covariance.to(torch.float64), training=record)
 
@@ -294,7 +304,7 @@ def _advance(run: _Run, model: Model, samples: Samples, settings: TrainSettings)
     noise = torch.randn(batch.x.shape, generator=run.generator)
     loss = weighted_loss(model, samples, batch, sigma, noise)
     run.optimiser.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), settings.clip)
     run.optimiser.step()
     keep = min(settings.ema, (1 + run.step) / (10 + run.step))

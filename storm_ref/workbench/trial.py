@@ -20,7 +20,6 @@ from storm_ref.guidance import Observations
 from storm_ref.workbench import optimal_interpolation
 from storm_ref.workbench.analysis import (
     DrawSettings,
-    Progress,
     analyse,
     check_fractions,
     counter,
@@ -32,7 +31,7 @@ from storm_ref.workbench.analysis import (
 )
 from storm_ref.workbench.data import Fields, history, targets
 from storm_ref.workbench.model import Model
-from storm_ref.workbench.training import TrainSettings, prepare, train
+from storm_ref.workbench.training import Progress, TrainSettings, prepare, train
 
 __all__ = ["TrialResult", "TrialSettings", "run_trial"]
 
@@ -70,6 +69,7 @@ def run_trial(fields: Fields, settings: TrialSettings, progress: Progress | None
     first = targets(fields.time, settings.step, None, settings.split, settings.training.frames)
     later = targets(fields.time, settings.step, settings.split, settings.stop, settings.training.frames)
     when = later[(later - later[0]) % settings.step == np.timedelta64(0, "ns")]
+    given = {f: [observe(fields, t, f, drawing, k) for k, t in enumerate(when)] for f in settings.fractions}
     model = train(*prepare(fields, first, settings.step, settings.training), settings.training, progress)
     trained = clock.perf_counter()
     rival = _rival(fields, first, settings.step)
@@ -77,8 +77,7 @@ def run_trial(fields: Fields, settings: TrialSettings, progress: Progress | None
     truth, valid = torch.from_numpy(fields.values[index]), torch.from_numpy(fields.valid[index])
     analyses, seen = {}, {}
     tables: dict[str, dict[str, Any]] = {"fractions": {}, "gaussian": {}, "optimal_interpolation": {}}
-    for fraction in settings.fractions:
-        observations = [observe(fields, t, fraction, drawing, k) for k, t in enumerate(when)]
+    for fraction, observations in given.items():
         tell = counter(progress, f"analyses, {fraction:.0%} observed", len(when))
         methods = {
             "fractions": analyse(model, fields, when, observations, drawing, tell),
@@ -88,7 +87,7 @@ def run_trial(fields: Fields, settings: TrialSettings, progress: Progress | None
         analyses[fraction] = methods["fractions"]
         seen[fraction] = torch.stack([seen_by(o, truth.shape[1:]) for o in observations])
         for name, members in methods.items():
-            tables[name][str(fraction)] = score_table(members, truth, valid & ~seen[fraction], fields)
+            tables[name][str(float(fraction))] = score_table(members, truth, valid & ~seen[fraction], fields)
     last = torch.from_numpy(fields.values[[history(fields.time, t, 1, settings.step)[0][0] for t in when]])
     scores = _summary(tables, score_table(last[None], truth, valid, fields), settings, model, fields)
     scores |= {"train_s": trained - began, "wall_s": clock.perf_counter() - began}

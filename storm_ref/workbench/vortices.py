@@ -1,8 +1,8 @@
 """Follow a vortex from frame to frame in 10 m winds: its track and intensity (cf. the paper's Figs. 6, 7).
 
-zeta = (1 / a cos lat) (dv/dlon - d(u cos lat)/dlat), the relative vorticity, by centred differences. The centre is the
-extremum of zeta near the last position, refined to the centroid of its 3 x 3 neighbourhood; the intensity is the
-largest wind speed nearby.
+zeta = (1 / a cos lat) (dv/dlon - d(u cos lat)/dlat), the relative vorticity, by centred differences, then smoothed by
+(1, 2, 1) / 4 along both axes, since differences magnify what is smallest in scale. The centre is the extremum of zeta
+near the last position, refined to the centroid of its 3 x 3 neighbourhood; the intensity is the largest wind nearby.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Track", "choose", "follow", "separation", "strongest", "vorticity"]
+__all__ = ["Track", "choose", "follow", "separation", "smooth", "strongest", "vorticity"]
 
 EARTH_RADIUS = 6.371e6  # m
 Array = NDArray[np.float64]
@@ -38,6 +38,18 @@ def vorticity(u: Array, v: Array, latitude: Array, longitude: Array, periodic: b
     cos = np.maximum(np.cos(lat), 0.05)[:, None]  # the poles: the metric term, not the flow, is singular there
     dv = (np.roll(v, -1, -1) - np.roll(v, 1, -1)) / (2 * step) if periodic else np.gradient(v, step, axis=-1)
     return np.asarray((dv - np.gradient(u * cos, lat, axis=-2)) / (EARTH_RADIUS * cos))
+
+
+def smooth(zeta: Array, periodic: bool) -> Array:
+    """(1, 2, 1) / 4 along both axes of [..., H, W]; at closed edges the edge counts for what lies beyond it."""
+    for axis, wraps in ((-1, periodic), (-2, False)):
+        pad = [(0, 0)] * zeta.ndim
+        pad[axis] = (1, 1)
+        wide = np.pad(zeta, pad, "wrap" if wraps else "edge")
+        n = zeta.shape[axis]
+        before, here, after = (np.take(wide, np.arange(k, k + n), axis) for k in range(3))
+        zeta = (before + 2 * here + after) / 4
+    return zeta
 
 
 def _distance(lat: float, lon: float, latitude: Array, longitude: Array) -> Array:
@@ -81,13 +93,13 @@ def follow(
     longitude: Array,
     start: tuple[float, float, int],
     periodic: bool,
-    radius: float = 10.0,
+    radius: float = 7.0,
 ) -> Track:
     """Follow one vortex through winds [T, H, W] from `start` (latitude, longitude, sign), `radius` degrees a frame.
 
     Raises ValueError when no grid point lies within the radius.
     """
-    zeta = start[2] * vorticity(u, v, latitude, longitude, periodic)
+    zeta = start[2] * smooth(vorticity(u, v, latitude, longitude, periodic), periodic)
     speed = np.hypot(u, v)
     lat, lon = start[:2]
     rows = []
@@ -107,14 +119,14 @@ def follow(
 
 
 def choose(
-    u: Array, v: Array, latitude: Array, longitude: Array, periodic: bool, candidates: int = 8, radius: float = 10.0
+    u: Array, v: Array, latitude: Array, longitude: Array, periodic: bool, candidates: int = 8, radius: float = 7.0
 ) -> tuple[float, float, int]:
     """Start (latitude, longitude, sign) of the vortex worth following through winds [T, H, W].
 
     Of the strongest few at the first frame, the one that travels farthest while it keeps half its vorticity; when none
     does, the strongest.
     """
-    zeta = whole = vorticity(u[0], v[0], latitude, longitude, periodic)
+    zeta = whole = smooth(vorticity(u[0], v[0], latitude, longitude, periodic), periodic)
     starts: list[tuple[float, float, int]] = []
     for _ in range(candidates):
         i, j, sign = strongest(zeta, latitude)

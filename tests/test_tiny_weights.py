@@ -1,0 +1,56 @@
+"""The bundled weights: what they say of themselves, and that the command in the README leads to them.
+
+Whole training is minutes long, so its beginning stands for it: the first losses of a new run must be those the file
+records. Rounding differs between processors and grows as training goes on; over the first steps it stays below 1e-3.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storm_ref.workbench import data, model
+from storm_ref.workbench.cli import WEIGHTS, WORLD, WORLD_SPLIT, _parser, _training
+from storm_ref.workbench.training import prepare, train
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_weights_carry_their_command() -> None:
+    """The README's and the Makefile's training command has the settings that the file records."""
+    for text in ((ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()):
+        found = re.search(r"-m storm_ref (train (?:[^\n]*\\\n)*[^\n]*storm_tiny.safetensors)", text)
+        assert found is not None
+        words = found[1].replace("\\\n", " ").split()
+        settings = json.loads(json.dumps(_training(_parser().parse_args(words)).__dict__))
+        assert settings == model.load(WEIGHTS).training["settings"]
+
+
+def test_weights_and_world_are_small() -> None:
+    files = [path for path in (ROOT / "tiny_data").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 8e6
+
+
+def test_weights_learnt_something() -> None:
+    """The network, not the climate alone: the loss on the held-back part falls by a third."""
+    held = model.load(WEIGHTS).training["held_back"]
+    assert min(loss for _, loss in held) < 0.67 * held[0][1]
+
+
+@pytest.mark.slow
+def test_weights_training_begins_as_recorded() -> None:
+    recorded = model.load(WEIGHTS)
+    fields = data.read(WORLD)
+    split = np.datetime64(WORLD_SPLIT)
+    settings = _training(_parser().parse_args(_command()))
+    when = data.targets(fields.time, recorded.step, None, split, settings.frames)
+    again = train(*prepare(fields, when, recorded.step, settings), settings, stop=8)
+    np.testing.assert_allclose(again.training["losses"], recorded.training["losses"][:8], rtol=1e-3)
+
+
+def _command() -> list[str]:
+    found = re.search(r"-m storm_ref (train .*storm_tiny.safetensors)", (ROOT / "Makefile").read_text())
+    assert found is not None
+    return found[1].split()

@@ -1,0 +1,260 @@
+"""Training: repeats and resumes bit for bit, learns, and looks at nothing it should not see."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+import torch
+
+from storm_ref.edm import precondition_coefficients
+from storm_ref.workbench import training
+from storm_ref.workbench.covariance import precondition, white
+from storm_ref.workbench.model import Model, write_tensors
+from storm_ref.workbench.training import Samples, TrainSettings, learning_rate, prepare, train, weighted_loss
+
+SMALL = TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, rank=10, steps=20, batch=4, warmup=5, mix=2)
+
+
+def made(settings: TrainSettings = SMALL, **kinds: object) -> tuple[Model, Samples]:
+    f = synthetic.fields(**kinds)  # type: ignore[arg-type]
+    return prepare(f, f.time[8:60], synthetic.STEP, settings)
+
+
+def final(settings: TrainSettings, **rest: object) -> tuple[bytes, object]:
+    """Weights and losses of a whole run."""
+    trained = train(*made(settings), settings, **rest)  # type: ignore[arg-type]
+    return synthetic.bits(trained.network), trained.training["losses"]
+
+
+def test_prepare_sees_no_later_frame() -> None:
+    """Whatever follows the last training time, the model and the samples are the same, bit for bit."""
+    f = synthetic.fields()
+    later = f.values.copy()
+    later[60:] += 1000
+    one, two = (prepare(replace(f, values=v), f.time[8:60], synthetic.STEP, SMALL) for v in (f.values, later))
+    assert torch.equal(one[0].climate.mean, two[0].climate.mean)
+    assert torch.equal(one[0].covariance.vectors, two[0].covariance.vectors)
+    for name in ("departure", "anomaly", "forcing", "past", "age"):
+        assert torch.equal(getattr(one[1], name), getattr(two[1], name)), name
+    assert len(one[1].anomaly) == 60
+
+
+def test_prepare_history_and_scales() -> None:
+    """Two frames 6 and 12 hours old; departures and anomalies of unit variance; clock in minutes."""
+    _, samples = made()
+    assert samples.target.tolist() == list(range(8, 60))
+    assert samples.past[0].tolist() == [7, 6]
+    assert samples.age[0].tolist() == [6.0, 12.0]
+    assert samples.clock[:5].tolist() == [0, 360, 720, 1080, 0]
+    assert samples.departure.square().mean().item() == pytest.approx(1, abs=1e-5)
+    assert samples.anomaly[8:].square().mean().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_prepare_season_only_after_a_year() -> None:
+    """One constant field, latitude, sin and cos of the time of day; season besides when the record spans a year."""
+    assert made()[0].config.static_channels == 4
+    f = synthetic.fields(1, days=340)
+    assert prepare(f, f.time[8:], synthetic.STEP, SMALL)[0].config.static_channels == 6
+
+
+def test_weighted_loss_is_one_for_the_gaussian(generator: torch.Generator) -> None:
+    """F = 0 and data drawn from N(0, Sigma): E = 1 at every level; 1,500 fields leave an error below 2 %."""
+    model, samples = made(replace(SMALL, rank=40))
+    c = model.covariance
+    noise = torch.randn(2, 1500, 2, 12, 16, generator=generator, dtype=torch.float64)
+    x = c.apply(noise[0], lambda v: v.sqrt()).float()
+    index = torch.zeros(1500).long()
+    past = samples.anomaly[samples.past[index]]
+    batch = training._Batch(x, torch.ones_like(x).bool(), past, index)
+    for level in (0.1, 1.0, 10.0):
+        sigma = torch.full((1500,), level, dtype=torch.float64)
+        with torch.no_grad():
+            loss = weighted_loss(model, samples, batch, sigma, noise[1].float())
+        assert loss.item() == pytest.approx(1, abs=0.03), level
+
+
+def test_weighted_loss_with_rank_0_has_the_weight_of_edm(generator: torch.Generator) -> None:
+    """[EDM-3]: lambda = 1 / c_out^2, on one sample by hand."""
+    model, samples = made()
+    model = replace(model, covariance=white((2, 12, 16), 1.0).to(torch.float32))
+    index, sigma = torch.tensor([3]), torch.tensor([0.7]).double()
+    noise = torch.randn(1, 2, 12, 16, generator=generator)
+    batch = training._mixed(samples, index, 1, generator)
+    got = weighted_loss(model, samples, batch, sigma, noise)
+    _, c_out, _, _ = precondition_coefficients(sigma, 1.0)
+    mean = precondition(lambda z, _: torch.zeros_like(z), batch.x + 0.7 * noise, sigma, model.covariance)
+    assert got.item() == pytest.approx(((mean - batch.x).square().mean() / c_out**2).item(), rel=1e-5)
+
+
+def test_weighted_loss_leaves_invalid_points_out(generator: torch.Generator) -> None:
+    """A target that is wild where it is not valid changes neither the loss nor, through its noise, anything else."""
+    model, samples = made(gaps=True)
+    assert not samples.valid.all()
+    index, sigma = torch.arange(52), torch.full((52,), 1.0).double()
+    noise = torch.randn(52, 2, 12, 16, generator=generator)
+    # F = 0 and a white covariance: each point's estimate depends on that point alone.
+    model = replace(model, covariance=white((2, 12, 16), 1.0).to(torch.float32))
+    batch = training._mixed(samples, index, 1, generator)
+    wild = replace(batch, x=torch.where(batch.valid, batch.x, 1e6))
+    with torch.no_grad():
+        assert torch.equal(*(weighted_loss(model, samples, b, sigma, noise) for b in (batch, wild)))
+
+
+def test_mixed_is_a_rotation_of_transitions_of_one_hour(generator: torch.Generator) -> None:
+    """History and target get the same weights at every point, whose squares sum to one, among one time of day."""
+    _, samples = made()
+    index = torch.tensor([5, 6])
+    # Each transition carries its own number in a channel of its own: the mixture shows the weights.
+    marks = torch.zeros(52, 52, 12, 16)
+    marks[torch.arange(52), torch.arange(52)] = 1
+    frames = torch.zeros(60, 52, 12, 16)
+    frames[torch.arange(8, 60) - 1] = marks  # the newest past frame of transition i is frame 7 + i
+    known = torch.ones_like(marks).bool()
+    marked = replace(samples, departure=marks, valid=known, anomaly=frames)
+    batch = training._mixed(marked, index, 3, generator)
+    used = batch.x.abs().amax((2, 3)) > 0
+    assert used[0, 5] and used[1, 6]
+    assert (samples.clock[used[0]] == samples.clock[5]).all()
+    assert (samples.clock[used[1]] == samples.clock[6]).all()
+    torch.testing.assert_close(batch.past[:, 0], batch.x)
+    distinct = used.sum(1) == 3
+    assert distinct.any()
+    torch.testing.assert_close(batch.x[distinct].square().sum(1), torch.ones(int(distinct.sum()), 12, 16))
+    steps = batch.x.diff(dim=-1).square().mean() / batch.x.square().mean()
+    assert 0 < steps < 0.5, "the weights are not smooth, or do not vary at all"
+
+
+def test_mixed_of_one_is_the_data(generator: torch.Generator) -> None:
+    _, samples = made()
+    batch = training._mixed(samples, torch.tensor([4, 9]), 1, generator)
+    assert torch.equal(batch.x, samples.departure[[4, 9]])
+    assert torch.equal(batch.past, samples.anomaly[samples.past[[4, 9]]])
+
+
+def test_learning_rate_value() -> None:
+    """Up by fifths, full at the end of the warm-up, half half-way, zero at the end."""
+    s = replace(SMALL, rate=1.0, steps=25)
+    got = [learning_rate(i, s) for i in (0, 3, 4, 5, 15, 25)]
+    assert got == pytest.approx([0.2, 0.8, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_train_repeats_with_its_seed() -> None:
+    assert final(SMALL) == final(SMALL)
+    assert final(SMALL)[0] != final(replace(SMALL, seed=1))[0]
+
+
+def test_train_takes_nothing_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    first = final(SMALL)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(99)
+    assert final(SMALL) == first
+
+
+@pytest.mark.parametrize("stop", [1, 7, 10])
+def test_train_resumes_bitwise(stop: int, tmp_path: Path) -> None:
+    """Stopped anywhere and resumed in a new run from the file alone: weights, average and losses have the same bits."""
+    path = tmp_path / "state.safetensors"
+    train(*made(), SMALL, checkpoint=path, stop=stop)
+    resumed = train(*made(), SMALL, checkpoint=path)
+    whole = train(*made(), SMALL)
+    assert synthetic.bits(resumed.network) == synthetic.bits(whole.network)
+    assert resumed.training == whole.training
+    assert len(whole.training["losses"]) == 20
+
+
+def test_train_leaves_the_given_model_alone() -> None:
+    model, samples = made()
+    before = synthetic.bits(model.network)
+    trained = train(model, samples, SMALL)
+    assert synthetic.bits(model.network) == before != synthetic.bits(trained.network)
+
+
+def test_train_without_steps_is_the_prior() -> None:
+    model, samples = made()
+    s = replace(SMALL, steps=0)
+    trained = train(model, samples, s)
+    assert synthetic.bits(trained.network) == synthetic.bits(model.network)
+    assert [step for step, _ in trained.training["held_back"]] == [0]
+
+
+def test_train_learns_and_keeps_the_best() -> None:
+    """With plain EDM everything is to be learned: 150 steps take a tenth off the loss on days never trained on."""
+    s = replace(SMALL, rank=0, steps=150, batch=16, rate=3e-3, ema=0.9, width=32)
+    model, samples = made(s)
+    trained = train(model, samples, s)
+    held = [loss for _, loss in trained.training["held_back"]]
+    assert min(held) < 0.9 * held[0]
+    # The network that is returned has the loss that was the least.
+    run = training._Run(trained.network, s)
+    training._judge(run, replace(model, covariance=model.covariance.to(torch.float32)), samples, s)
+    assert run.held[0][1] == pytest.approx(min(held), rel=1e-6)
+
+
+def test_train_never_touches_the_held_back_part() -> None:
+    """Its last eighth may be anything: each step's loss is the same."""
+    model, samples = made()
+    wild = replace(samples, departure=samples.departure.clone())
+    wild.departure[-6:] = 1e3
+    assert math.ceil(52 / 8) == 7
+    one, two = (train(model, s, SMALL).training for s in (samples, wild))
+    assert one["losses"] == two["losses"]
+    assert one["held_back"] != two["held_back"]
+
+
+def test_train_tells_progress() -> None:
+    told: list[tuple[str, int, int, str]] = []
+    train(*made(), SMALL, lambda *a: told.append(a))
+    assert [t[1] for t in told] == list(range(1, 21))
+    assert {(t[0], t[2]) for t in told} == {("training", 20)}
+    assert "loss" in told[-1][3]
+
+
+def test_train_invalid_checkpoints(tmp_path: Path) -> None:
+    """Other settings, a model instead of a state, a damaged state: refused by name."""
+    path = tmp_path / "state.safetensors"
+    train(*made(), SMALL, checkpoint=path, stop=2)
+    with pytest.raises(ValueError, match=r"state\.safetensors: was trained with other settings \(\['batch'\]\)"):
+        train(*made(), replace(SMALL, batch=5), checkpoint=path)
+    f = synthetic.fields(1)
+    with pytest.raises(ValueError, match=r"state\.safetensors: does not fit this network"):
+        train(*prepare(f, f.time[8:60], synthetic.STEP, SMALL), SMALL, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"state\.safetensors: cannot be read"):
+        train(*made(), SMALL, checkpoint=path)
+    write_tensors(path, "storm-ref model 1", {"a": torch.ones(1)}, {})
+    with pytest.raises(ValueError, match="not 'storm-ref training state 1'"):
+        train(*made(), SMALL, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mix": 0}, "mix must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"steps": -1}, "must not be negative"),
+        ({"held_back": 0.0}, "held_back"),
+        ({"ema": 1.0}, "ema"),
+        ({"rate": 0.0}, "rate"),
+    ],
+)
+def test_settings_invalid(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **change)  # type: ignore[arg-type]
+
+
+def test_prepare_invalid_patch() -> None:
+    with pytest.raises(ValueError, match="patch"):
+        made(replace(SMALL, patch=(5, 4)))
+
+
+def test_prepare_periodic_and_single_channel() -> None:
+    """The globe: positions on the sphere, smooth fields that close on themselves."""
+    model, samples = made(channels=1, periodic=True)
+    assert model.config.position_features == 3
+    root = samples.roots[1]
+    torch.testing.assert_close(root.roll((1, 1), (0, 1)), root, rtol=0, atol=1e-5)
+    assert np.isfinite(train(model, samples, SMALL).training["losses"]).all()
