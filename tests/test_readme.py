@@ -29,7 +29,7 @@ def test_readme_links_exist() -> None:
 def test_readme_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z-]+)", README))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE))
     assert named and named <= targets, f"README names commands that make does not have: {named - targets}"
 
 
