@@ -388,7 +388,7 @@ def test_help_reads_well(command: str | None, capsys: pytest.CaptureFixture[str]
         main([command, "--help"] if command else ["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
-    assert "None" not in said and "tiny_data/world.nc" not in said
+    assert "None" not in said and "tiny_data" not in said
     assert "default: all) (default" not in said
     if command is None:
         assert all(name in said for name in ("train", "assimilate", "forecast", "verify", "trial"))

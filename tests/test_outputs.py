@@ -47,7 +47,7 @@ FIELDS = _fields()
 def result() -> Demonstration:
     when = targets(FIELDS.time, synthetic.STEP, None, synthetic.SPLIT, TRAINING.frames)
     model = train(*prepare(FIELDS, when, synthetic.STEP, TRAINING), TRAINING)
-    settings = DemonstrationSettings((0.0, 0.2, 0.5), synthetic.SPLIT, count=2, cycle=3, drawing=DRAWING)
+    settings = DemonstrationSettings((0.0, 0.1, 0.2, 0.5), synthetic.SPLIT, count=2, cycle=3, drawing=DRAWING)
     return demonstrate(model, FIELDS, settings)
 
 
@@ -65,7 +65,7 @@ def test_write_demonstration_leaves_every_file(result: Demonstration, tmp_path: 
     content = json.loads((tmp_path / "new" / "out" / "result.json").read_text())
     assert content == json.loads(json.dumps({**result.scores, "data": "winds.nc"}))
     promised = {"fractions", "crps_reduction", "guidance", "members", "steps", "wall_s", "data", "seed"}
-    assert promised <= set(content) and set(content["fractions"]) == {"0.0", "0.2", "0.5"}
+    assert promised <= set(content) and set(content["fractions"]) == {"0.0", "0.1", "0.2", "0.5"}
 
 
 def test_write_demonstration_fields(result: Demonstration, tmp_path: Path) -> None:
@@ -96,7 +96,8 @@ def test_pictures_leave_the_padding_out(result: Demonstration, tmp_path: Path, m
     pairs = shown["spread_against_error"][0]
     assert isinstance(pairs, dict)
     assert {name: len(spread) for name, (spread, _) in pairs.items()} == {
-        "forecast only": 2 * 2 * 130, "20% observed": 2 * 2 * 104, "50% observed": 2 * 2 * 65,
+        "forecast only": 2 * 2 * 130, "10% observed": 2 * 2 * 117,
+        "20% observed": 2 * 2 * 104, "50% observed": 2 * 2 * 65,
     }  # fmt: skip
 
 

@@ -159,7 +159,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def _add_assimilate(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
     _add_drawing(parser, "0.5")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="from train")
+    parser.add_argument(
+        "--weights", type=Path, default=WEIGHTS, metavar="FILE", help="from train (default: the bundled one)"
+    )
     parser.add_argument("--start", type=_time, metavar="DATE", help=f"first analysis (bundled world: {WORLD_SPLIT})")
     parser.add_argument("--count", type=int, default=6, metavar="N", help="analyses scored")
     parser.add_argument("--cycle", type=int, default=12, metavar="N", help="steps of the cycles; 0 leaves them out")
@@ -173,7 +175,9 @@ def _add_assimilate(parser: argparse.ArgumentParser) -> None:
 
 def _add_forecast(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="from train")
+    parser.add_argument(
+        "--weights", type=Path, default=WEIGHTS, metavar="FILE", help="from train (default: the bundled one)"
+    )
     parser.add_argument("--start", type=_time, metavar="DATE", help=f"first frame drawn (bundled world: {WORLD_SPLIT})")
     parser.add_argument("--lead", type=int, default=8, metavar="N", help="frames drawn, one of the model's steps apart")
     _add_sampling(parser)
