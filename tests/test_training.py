@@ -12,6 +12,7 @@ import torch
 from storm_ref.edm import precondition_coefficients
 from storm_ref.workbench import training
 from storm_ref.workbench.covariance import precondition, white
+from storm_ref.workbench.data import calendar
 from storm_ref.workbench.model import Model, write_tensors
 from storm_ref.workbench.training import Samples, TrainSettings, learning_rate, prepare, train, weighted_loss
 
@@ -58,6 +59,17 @@ def test_prepare_season_only_after_a_year() -> None:
     assert made()[0].config.static_channels == 4
     f = synthetic.fields(1, days=340)
     assert prepare(f, f.time[8:], synthetic.STEP, SMALL)[0].config.static_channels == 6
+
+
+@pytest.mark.parametrize("season", [True, False])
+def test_prepare_season_as_the_user_says(season: bool) -> None:
+    """A short record with the season, and what it adds is its sine and cosine at every frame."""
+    few = synthetic.fields()
+    model, samples = prepare(few, few.time[8:], synthetic.STEP, replace(SMALL, season=season))
+    assert model.season is season and model.config.static_channels == (6 if season else 4)
+    known = torch.from_numpy(calendar(few.time, few.latitude, few.longitude))[: len(samples.forcing)]
+    assert torch.equal(samples.forcing[:, 2:], known if season else known[:, :2])
+
 
 
 def test_weighted_loss_is_one_for_the_gaussian(generator: torch.Generator) -> None:
@@ -192,6 +204,16 @@ def test_train_learns_and_keeps_the_best() -> None:
     run = training._Run(trained.network, s)
     training._judge(run, replace(model, covariance=model.covariance.to(torch.float32)), samples, s)
     assert run.held[0][1] == pytest.approx(min(held), rel=1e-6)
+
+
+def test_train_that_only_harms_gives_back_the_start() -> None:
+    """A rate of 3 wrecks the network: every later loss is above the first, whose weights are returned."""
+    s = replace(SMALL, rate=3.0, clip=1e9, ema=0.0)
+    model, samples = made(s)
+    trained = train(model, samples, s)
+    held = [loss for _, loss in trained.training["held_back"]]
+    assert min(held[1:]) > held[0]
+    assert synthetic.bits(trained.network) == synthetic.bits(model.network)
 
 
 def test_train_never_touches_the_held_back_part() -> None:

@@ -114,9 +114,11 @@ def test_run_trial_network_off_is_reported(result: TrialResult) -> None:
     """Ten steps of training move the analysis, a little: the Gaussian's table is another, and near."""
     ours, alone = result.scores["fractions"]["0.2"]["crps"], result.scores["gaussian"]["fractions"]["0.2"]["crps"]
     assert ours == pytest.approx(alone, rel=0.2)
+    assert ours != alone
     untrained = replace(SETTINGS, fractions=(0.2,), training=replace(SETTINGS.training, steps=0))
     plain = run_trial(synthetic.fields(gaps=True), untrained).scores
     assert plain["fractions"]["0.2"]["crps"] == pytest.approx(plain["gaussian"]["fractions"]["0.2"]["crps"], rel=1e-9)
+    assert plain["gaussian"]["fractions"]["0.2"]["crps"] == alone, "the network's training moved the Gaussian's scores"
 
 
 def test_run_trial_on_a_globe_by_tiles() -> None:

@@ -154,6 +154,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         default = getattr(plain, {"train-steps": "steps"}.get(name, name))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
     parser.add_argument("--rate", type=float, default=plain.rate, metavar="R", help="learning rate")
+    told = "tell the network the season, or not (default: when the record covers a year)"
+    parser.add_argument("--season", action=argparse.BooleanOptionalAction, default=None, help=told)
 
 
 def _add_assimilate(parser: argparse.ArgumentParser) -> None:
@@ -317,7 +319,7 @@ def _drawing(arguments: argparse.Namespace, fields: Fields, patch: tuple[int, in
 
 
 def _training(arguments: argparse.Namespace) -> TrainSettings:
-    names = ("patch", "frames", "width", "depth", "rank", "batch", "mix", "rate", "seed")
+    names = ("patch", "frames", "width", "depth", "rank", "batch", "mix", "rate", "season", "seed")
     return TrainSettings(steps=arguments.train_steps, **{name: getattr(arguments, name) for name in names})
 
 

@@ -84,7 +84,7 @@ class Model:
     latitude: Float[Tensor, " h"]
     longitude: Float[Tensor, " w"]
     periodic: bool
-    season: bool  # whether the network is told the season: only when it has seen a year
+    season: bool  # whether the network is told the season (TrainSettings.season)
     frames: int
     step: np.timedelta64
     variables: tuple[str, ...]

@@ -68,6 +68,7 @@ class TrainSettings:
     noise_std: float = 1.5
     mix: int = 3  # J
     held_back: float = 0.125
+    season: bool | None = None  # tell the network the season; None: when the record covers a year
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -116,7 +117,8 @@ def prepare(
     generator = torch.Generator().manual_seed(settings.seed)
     rank = min(settings.rank, departure[0].numel() // 4)
     covariance = covariances.fit(departure, fields.periodic, rank, generator, settings.shrinkage)
-    model = _untrained(fields, climate, covariance, bool(when[-1] - when[0] > _YEAR), step, settings)
+    season = bool(when[-1] - when[0] > _YEAR) if settings.season is None else settings.season
+    model = _untrained(fields, climate, covariance, season, step, settings)
     samples = Samples(
         departure.float(), valid[target], model.anomalies(values, time), model.forcing(time),
         torch.from_numpy(target), torch.from_numpy(past), torch.from_numpy(age),
