@@ -9,15 +9,24 @@ READY := $(VENV)/.ready
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help conformance assimilate trial test lint tiny-data train-tiny clean
+.PHONY: help conformance smoke mutants vectors assimilate trial test lint tiny-data train-tiny clean
 
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 	@printf '\nThe first command makes the environment in %s (Python 3.11 or newer).\n' '$(VENV)'
 
-conformance: $(READY) ## check the reference against the specification and print the report
-	@$(RUN) -m conformance
+conformance: $(READY) ## judge the reference in every profile; ADAPTER=module:object judges your port
+	@$(RUN) -m conformance run $(if $(ADAPTER),--adapter "$(ADAPTER)")
+
+smoke: $(READY) ## one case of each operation, in seconds
+	@$(RUN) -m conformance smoke $(if $(ADAPTER),--adapter "$(ADAPTER)")
+
+mutants: $(READY) ## try the suite on all wrong ports and honest variants (minutes)
+	@$(RUN) -m conformance mutants
+
+vectors: $(READY) ## freeze the vectors in tiny_data/vectors/ again
+	@$(RUN) -m conformance generate
 
 assimilate: $(READY) ## assimilate observations into the tiny world and write the ensemble
 	@$(RUN) -m storm_ref assimilate

@@ -3,6 +3,8 @@
 Start with README.md beside this file. `python -m conformance --adapter MODULE:OBJECT` judges a port.
 """
 
-__all__ = ["SPEC"]
+__all__ = ["SPEC", "VECTORS", "WIRE"]
 
-SPEC = "0.1"  # the version of the specification that the cases belong to
+SPEC = "0.2"  # the version of the specification that cases and laws belong to
+VECTORS = "0.2"  # of the frozen vectors: their format and their values
+WIRE = "1"  # of the protocol between the suite and a port in a process of its own

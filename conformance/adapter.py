@@ -1,17 +1,17 @@
-"""What a port shows to the suite: `describe()` and `run(op, inputs, params)`, NumPy arrays in, NumPy arrays out.
+"""What a port shows to the suite: `describe()` and `run(op, inputs, params, probes)`, NumPy arrays in and out.
 
 The operations with their inputs, params and outputs are in README.md. A port that refuses an input says so with a
-ValueError; one that lacks an operation raises or returns `Unsupported`, which is never a pass.
+ValueError; one that lacks an operation raises or returns `Unsupported`, which is never a pass. Whatever else goes wrong
+between suite and port (it dies, hangs, or breaks the protocol) is a `PortFault`.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
@@ -21,10 +21,10 @@ __all__ = [
     "Arrays",
     "Info",
     "Params",
+    "PortFault",
     "Unsupported",
     "describe",
     "load_adapter",
-    "to_arrays",
 ]
 
 Array = NDArray[Any]
@@ -34,6 +34,14 @@ Params = Mapping[str, Any]
 
 class Unsupported(Exception):
     """The port has no such operation, or not with these params. May be raised or returned."""
+
+
+class PortFault(Exception):
+    """The port did not answer as it must: it died, ran out of time or broke the protocol. `kind` is one word."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind  # crash, timeout, protocol
+        super().__init__(message)
 
 
 class AdapterError(Exception):
@@ -47,7 +55,8 @@ class Info:
     name: str
     version: str
     ops: frozenset[str]  # operations it implements; the others are not called
-    dtypes: tuple[str, ...] = ("float64",)
+    dtypes: tuple[str, ...] = ("float64",)  # of the network: float64, float32, bfloat16
+    profiles: tuple[str, ...] = ()  # profiles it claims; none named: every profile it has an operation for
 
 
 class Adapter(Protocol):
@@ -57,8 +66,14 @@ class Adapter(Protocol):
         """Name, version, operations and dtypes."""
         ...
 
-    def run(self, op: str, inputs: dict[str, Array], params: dict[str, Any]) -> Mapping[str, Array] | Unsupported:
-        """One operation. Raises ValueError for inputs that the specification refuses."""
+    def run(
+        self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Sequence[str]
+    ) -> Mapping[str, Array] | Unsupported:
+        """One operation: its outputs by name. `params["dtype"]` is the dtype of the network in this run.
+
+        `probes` names intermediates that would help a diagnosis; a port returns those it has as `probe.NAME`, beside
+        the outputs, and may ignore them all. Raises ValueError for inputs that the specification refuses.
+        """
         ...
 
 
@@ -88,7 +103,8 @@ def _instance(found: Any) -> Adapter:
     adapter = found if complete and not isinstance(found, type) else found() if callable(found) else found
     if isinstance(adapter, type) or not all(callable(getattr(adapter, part, None)) for part in ("describe", "run")):
         raise TypeError(
-            f"an adapter has the methods describe() and run(op, inputs, params); {type(adapter).__name__} has not"
+            "an adapter has the methods describe() and run(op, inputs, params, probes); "
+            f"{type(adapter).__name__} has not"
         )
     return adapter  # type: ignore[no-any-return]
 
@@ -97,15 +113,12 @@ def describe(adapter: Adapter) -> Info:
     """The port's Info. Raises AdapterError when describe() fails or returns something else."""
     try:
         info = adapter.describe()
+    except AdapterError:
+        raise
     except (Exception, SystemExit) as error:
         raise AdapterError(f"the adapter's describe() failed: {type(error).__name__}: {error}") from error
     if not isinstance(info, Info):
         raise AdapterError(f"the adapter's describe() must return conformance.adapter.Info, got {type(info).__name__}")
-    if not all(isinstance(text, str) for text in (info.name, info.version, *info.ops, *info.dtypes)):
-        raise AdapterError(f"name, version, ops and dtypes of the adapter's Info must be strings, got {info}")
+    if not all(isinstance(text, str) for text in (info.name, info.version, *info.ops, *info.dtypes, *info.profiles)):
+        raise AdapterError(f"name, version, ops, dtypes and profiles of the adapter's Info must be strings, got {info}")
     return info
-
-
-def to_arrays(inputs: Arrays) -> dict[str, Array]:
-    """Copies, so that a port that writes to its inputs spoils its own case and no other."""
-    return {name: np.array(value) for name, value in inputs.items()}

@@ -1,83 +1,160 @@
-"""Frozen vectors: inputs and expected values of cases whose truth is a whole network, stored with their checksums.
+"""Frozen vectors: every case with its inputs, expected values and limits, in files with checksums.
 
-`python -m conformance generate` makes them from the reference in float64, [NUM-8]; judging reads them and never runs
-the reference. A file holds the tensors `inputs.NAME` and `expected.NAME`; manifest.json lists its sha256, size and
-number of tensors.
+`python -m conformance generate` freezes the recipes, running the reference in float64, [NUM-8]; judging reads the files
+and never runs the reference. Two files a chapter: `<chapter>.json` has the cases without their arrays
+(schemas/case.schema.json), `<chapter>.safetensors` the arrays, named `case/inputs/x`, `case/expected/y`,
+`case/neighbour/x`; narrow inputs are stored in float32, which holds them exactly. manifest.json has their checksums and
+the number of coarse cases and laws of each profile: the denominators of every claim.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
-from conformance.adapter import Adapter, Array, Arrays, Unsupported
-from conformance.case import Case
-from conformance.tolerance import Bound
+from conformance import SPEC, VECTORS
+from conformance.adapter import Adapter, Array, Arrays, load_adapter
+from conformance.case import Case, Chain, Recipe
+from conformance.operations import DTYPES, OPERATIONS, PROFILES, round_to, to_dtype
+from conformance.tolerance import Either, MonteCarlo, Tolerance, from_json, to_json
 
-__all__ = ["FOLDER", "Recipe", "VectorError", "load_vector", "manifest", "write_aside", "write_vectors"]
+__all__ = [
+    "FOLDER",
+    "REFERENCE",
+    "VectorError",
+    "case_from_json",
+    "case_to_json",
+    "freeze",
+    "freeze_all",
+    "load_cases",
+    "manifest",
+    "write_aside",
+    "write_vectors",
+]
 
+REFERENCE = "conformance.adapters.storm_ref:adapter"
 FOLDER = Path(__file__).resolve().parents[1] / "tiny_data" / "vectors"
 
 
 class VectorError(Exception):
-    """The stored vectors are missing or damaged: the suite cannot judge."""
+    """The stored vectors are missing or damaged, or a recipe cannot be frozen: the suite cannot judge."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A case without its arrays, and how to make its inputs. `tolerance` derives the bound from the inputs."""
+def freeze(recipe: Recipe, reference: Adapter) -> Case:
+    """The case of a recipe: expected values and limits from the reference where the recipe has none of its own.
 
-    id: str
-    op: str
-    requirements: tuple[str, ...]
-    params: Mapping[str, Any]
-    meaning: str
-    make: Callable[[], dict[str, Array]]
-    tolerance: Callable[[Arrays], Bound]
+    Raises VectorError for narrow inputs that bfloat16 cannot represent, and where the reference refuses.
+    """
+    sides = [(recipe.inputs, recipe.params), *([recipe.neighbour] if recipe.neighbour else [])]
+    for name, value in (pair for arrays, _ in sides for pair in arrays.items()):
+        if OPERATIONS[recipe.op].is_narrow(name) and not np.array_equal(round_to(value, "bfloat16"), value, True):
+            raise VectorError(f"{recipe.id}: input {name} is not representable in bfloat16; make it with cases.draw")
+    expected: Arrays = recipe.expected or {}
+    tolerance: Tolerance
+    if isinstance(recipe.judge, Chain):
+        from conformance.montecarlo import monte_carlo
 
-    def case(self, folder: Path = FOLDER) -> Case:
-        """The case, arrays read from `folder`. Raises VectorError."""
-        inputs, expected = load_vector(self.id, folder)
-        return Case(
-            self.id, self.op, self.requirements, self.tolerance(inputs), self.meaning, inputs, self.params, expected
+        expected = recipe.expected or _reference_values(recipe, reference)
+        dtypes = DTYPES if recipe.dtype is None else (recipe.dtype,)
+        seed = zlib.crc32(recipe.id.encode())
+        tolerance = monte_carlo(
+            reference, recipe.op, recipe.inputs, recipe.params, expected, recipe.judge.why, seed, dtypes
         )
+    else:
+        tolerance = recipe.judge
+        if recipe.neighbour is None and recipe.expected is None:
+            expected = _reference_values(recipe, reference)
+    if recipe.or_refused:
+        tolerance = Either(tolerance, "the specification allows a refusal as well")  # type: ignore[arg-type]
+    return Case(
+        recipe.id, recipe.op, recipe.requirements, recipe.profiles, tolerance, recipe.meaning, recipe.inputs,
+        recipe.params, expected, recipe.neighbour, recipe.hunts, recipe.dtype,
+    )  # fmt: skip
 
 
-def _file_name(case_id: str) -> str:
-    return case_id.replace("/", "-") + ".safetensors"
+def _reference_values(recipe: Recipe, reference: Adapter) -> dict[str, Array]:
+    result = reference.run(
+        recipe.op, to_dtype(recipe.op, recipe.inputs, "float64"), {**recipe.params, "dtype": "float64"}, ()
+    )
+    if not isinstance(result, Mapping):
+        raise VectorError(f"{recipe.id}: the reference does not support {recipe.op}")
+    return dict(result)
+
+
+def case_to_json(case: Case) -> dict[str, Any]:
+    """A case without its arrays."""
+    return {
+        "id": case.id,
+        "op": case.op,
+        "requirements": list(case.requirements),
+        "profiles": list(case.profiles),
+        "level": "coarse" if case.coarse else "fine",
+        "dtype": case.dtype,
+        "meaning": case.meaning,
+        "hunts": list(case.hunts),
+        "params": dict(case.params),
+        "neighbour": None if case.neighbour is None else dict(case.neighbour[1]),
+        "tolerance": to_json(case.tolerance),
+    }
+
+
+def case_from_json(data: Mapping[str, Any], arrays: Mapping[str, Arrays]) -> Case:
+    """The inverse of `case_to_json`; `arrays` has `inputs`, `expected` and `neighbour`."""
+    neighbour = None if data["neighbour"] is None else (arrays["neighbour"], data["neighbour"])
+    return Case(
+        data["id"], data["op"], tuple(data["requirements"]), tuple(data["profiles"]), from_json(data["tolerance"]),
+        data["meaning"], arrays["inputs"], data["params"], arrays["expected"], neighbour, tuple(data["hunts"]),
+        data["dtype"],
+    )  # fmt: skip
 
 
 def manifest(folder: Path = FOLDER) -> dict[str, Any]:
-    """The manifest of the stored vectors. Raises VectorError when it cannot be read."""
+    """The manifest of the stored vectors. Raises VectorError when it cannot be read or is of another version."""
     try:
-        return json.loads((folder / "manifest.json").read_text())  # type: ignore[no-any-return]
+        found: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise VectorError(
-            f"the vectors' manifest cannot be read: {error}; run python -m conformance generate"
-        ) from error
+        raise VectorError(f"the vectors' manifest cannot be read: {error}; {_REMEDY}") from error
+    if found.get("vectors") != VECTORS:
+        raise VectorError(f"the vectors are of version {found.get('vectors')}, this suite wants {VECTORS}; {_REMEDY}")
+    return found
 
 
-def load_vector(case_id: str, folder: Path = FOLDER) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Inputs and expected values of a frozen case. Raises VectorError unless the file is the one in the manifest."""
-    name = _file_name(case_id)
+_REMEDY = "restore tiny_data/vectors, or run python -m conformance generate"
+
+
+def _read(folder: Path, name: str, listed: Mapping[str, Any]) -> bytes:
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
-        raise VectorError(f"the vector {name} cannot be read: {error}; run python -m conformance generate") from error
-    if hashlib.sha256(data).hexdigest() != manifest(folder).get("files", {}).get(name, {}).get("sha256"):
-        raise VectorError(
-            f"the vector {name} is not the one in the manifest; restore both, or run python -m conformance generate"
-        )
-    parts: dict[str, dict[str, Array]] = {"inputs": {}, "expected": {}}
-    for key, value in load(data).items():
-        part, tensor = key.split(".", 1)
-        parts[part][tensor] = value
-    return parts["inputs"], parts["expected"]
+        raise VectorError(f"the vectors {name} cannot be read: {error}; {_REMEDY}") from error
+    if hashlib.sha256(data).hexdigest() != listed.get(name, {}).get("sha256"):
+        raise VectorError(f"the vectors {name} are not those of the manifest; {_REMEDY}")
+    return data
+
+
+def load_cases(folder: Path = FOLDER) -> list[Case]:
+    """Every frozen case, in the order of the chapters. Raises VectorError unless the files are the manifest's."""
+    listed = manifest(folder)["files"]
+    cases: list[Case] = []
+    for name in manifest(folder)["chapters"]:
+        arrays: dict[str, dict[str, dict[str, Array]]] = {}
+        for key, value in load(_read(folder, f"{name}.safetensors", listed)).items():
+            case, part, tensor = key.split("/", 2)
+            wide = value.astype(np.float64) if value.dtype == np.float32 else value
+            arrays.setdefault(case, {}).setdefault(part, {})[tensor] = wide
+        for data in json.loads(_read(folder, f"{name}.json", listed)):
+            parts = arrays.get(data["id"].split("/")[1], {})
+            cases.append(case_from_json(data, {p: parts.get(p, {}) for p in ("inputs", "expected", "neighbour")}))
+    return cases
 
 
 def write_aside(path: Path, data: bytes) -> None:
@@ -88,24 +165,102 @@ def write_aside(path: Path, data: bytes) -> None:
     aside.replace(path)
 
 
-def write_vectors(recipes: list[Recipe], reference: Adapter, folder: Path = FOLDER) -> dict[str, Any]:
-    """Run the reference on every recipe, write the files and, last, the manifest, which is returned."""
+def _chapter_arrays(cases: Iterable[Case]) -> bytes:
+    tensors: dict[str, Array] = {}
+    for case in cases:
+        neighbour = case.neighbour[0] if case.neighbour else {}
+        for part, arrays in (("inputs", case.inputs), ("expected", case.expected), ("neighbour", neighbour)):
+            for name, value in arrays.items():
+                tensors[f"{case.id.split('/')[1]}/{part}/{name}"] = _stored(case.op, part, name, value)
+    return save(tensors)
+
+
+def _stored(op: str, part: str, name: str, value: Array) -> Array:
+    """Narrow inputs are bfloat16 numbers and lose nothing in float32. Scalars stay scalars."""
+    halved = part != "expected" and OPERATIONS[op].is_narrow(name) and np.issubdtype(value.dtype, np.floating)
+    return np.array(value, np.float32 if halved else value.dtype, order="C")
+
+
+def _freeze_at(chapter: str, at: int) -> Case:
+    """One recipe by its place, for a process that has to make it first."""
+    from conformance.cases import chapter_recipes
+
+    return freeze(chapter_recipes(chapter)[at], load_adapter(REFERENCE))
+
+
+def freeze_all(
+    recipes: Mapping[str, Sequence[Recipe]], jobs: int, stored: Iterable[Case] = ()
+) -> dict[str, list[Case]]:
+    """Every case of every chapter. Those whose recipe asks for the same as a stored case keep its values and limits;
+    the others are frozen by `jobs` processes. Raises VectorError.
+    """
+    known = {case.id: case for case in stored}
+    cases = {name: [_kept(recipe, known.get(recipe.id)) for recipe in drafts] for name, drafts in recipes.items()}
+    places = [(name, at) for name, found in cases.items() for at, case in enumerate(found) if case is None]
+    if places:
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            for (name, at), case in zip(places, pool.map(_freeze_at, *zip(*places, strict=True)), strict=True):
+                cases[name][at] = case
+    return {name: [case for case in found if case is not None] for name, found in cases.items()}
+
+
+def _kept(recipe: Recipe, case: Case | None) -> Case | None:
+    """The stored case under the recipe's words, if it was frozen from the same question; else None."""
+    if case is None or (recipe.op, recipe.dtype) != (case.op, case.dtype) or not _same_judge(recipe, case):
+        return None
+    asked = [(recipe.inputs, recipe.params), *([recipe.neighbour] if recipe.neighbour else [])]
+    stored = [(case.inputs, case.params), *([case.neighbour] if case.neighbour else [])]
+    if len(asked) != len(stored) or (recipe.expected is not None and not _same(recipe.expected, case.expected)):
+        return None
+    for (inputs, params), (others, settings) in zip(asked, stored, strict=True):
+        if not _same(inputs, others) or json.loads(json.dumps(dict(params))) != settings:
+            return None
+    words = ("requirements", "profiles", "meaning", "hunts")
+    return replace(case, **{name: getattr(recipe, name) for name in words})
+
+
+def _same_judge(recipe: Recipe, case: Case) -> bool:
+    tolerance = case.tolerance.inner if isinstance(case.tolerance, Either) else case.tolerance
+    if recipe.or_refused != case.may_refuse:
+        return False
+    if isinstance(recipe.judge, Chain):
+        return isinstance(tolerance, MonteCarlo) and tolerance.why == recipe.judge.why
+    return tolerance == recipe.judge
+
+
+def _same(some: Arrays, others: Arrays) -> bool:
+    return set(some) == set(others) and all(
+        np.asarray(value).dtype == others[name].dtype
+        and np.array_equal(value, others[name], equal_nan=bool(np.issubdtype(others[name].dtype, np.floating)))
+        for name, value in some.items()
+    )
+
+
+def write_vectors(
+    chapters: Mapping[str, Sequence[Case]], laws: Mapping[str, int], folder: Path = FOLDER
+) -> dict[str, Any]:
+    """Write the files of each chapter's cases and, last, the manifest, which is returned.
+
+    laws: the number of coarse laws of each profile.
+    """
     files: dict[str, Any] = {}
-    for recipe in recipes:
-        inputs = recipe.make()
-        result = reference.run(recipe.op, dict(inputs), dict(recipe.params))
-        if isinstance(result, Unsupported):
-            raise VectorError(f"{recipe.id}: the reference does not support {recipe.op}")
-        tensors = {f"inputs.{k}": np.ascontiguousarray(v) for k, v in inputs.items()}
-        tensors |= {f"expected.{k}": np.ascontiguousarray(v) for k, v in result.items()}
-        data = save(tensors, {"case": recipe.id})
-        write_aside(folder / _file_name(recipe.id), data)
-        files[_file_name(recipe.id)] = {
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "bytes": len(data),
-            "tensors": len(tensors),
-            "case": recipe.id,
-        }
-    result_manifest = {"format": 1, "files": files}
-    write_aside(folder / "manifest.json", (json.dumps(result_manifest, indent=1, sort_keys=True) + "\n").encode())
-    return result_manifest
+    coarse: Counter[str] = Counter()
+    total = 0
+    for chapter, cases in chapters.items():
+        total += len(cases)
+        coarse.update(profile for case in cases if case.coarse for profile in case.profiles)
+        lines = ",\n".join(json.dumps(case_to_json(case), sort_keys=True, allow_nan=False) for case in cases)
+        contents = {f"{chapter}.safetensors": _chapter_arrays(cases), f"{chapter}.json": f"[\n{lines}\n]\n".encode()}
+        for name, data in contents.items():
+            write_aside(folder / name, data)
+            files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    found = {
+        "vectors": VECTORS,
+        "spec": SPEC,
+        "chapters": list(chapters),
+        "cases": total,
+        "profiles": {name: {"cases": coarse[name], "laws": laws.get(name, 0)} for name in PROFILES},
+        "files": files,
+    }
+    write_aside(folder / "manifest.json", (json.dumps(found, indent=1) + "\n").encode())
+    return found

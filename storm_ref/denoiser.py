@@ -125,6 +125,40 @@ class Storm(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def embed(
+        self, x: Float[Tensor, "b c h w"], static: Float[Tensor, "b s h w"], position: Float[Tensor, "*t rows cols p"]
+    ) -> Float[Tensor, "b n d"]:
+        """State tokens of x, already scaled by c_in, [TOK-4]."""
+        t = self.embed_state(patchify(torch.cat([x, static], 1), self.config.patch))
+        return t + self._position(position, t)  # type: ignore[no-any-return]
+
+    def embed_past(
+        self,
+        past: Float[Tensor, "b k c h w"],
+        static: Float[Tensor, "b k s h w"],
+        age: Float[Tensor, "b k"],
+        position: Float[Tensor, "rows cols p"],
+    ) -> Float[Tensor, "b k n d"]:
+        """History tokens, [TOK-5]. Raises ValueError as `compress` does."""
+        self._check_past(past, static, age, position)
+        fields = torch.cat([past, static], 2).to(self.embed_history.weight.dtype)
+        tokens = self.embed_history(patchify(fields, self.config.patch))
+        code = self.embed_age(age_features(age.double(), self.config.position_octaves).to(tokens.dtype))
+        return tokens + self._position(position, tokens) + code[:, :, None]  # type: ignore[no-any-return]
+
+    def embed_sigma(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """The noise embedding e, [NET-1]."""
+        features = noise_features(sigma.double().log() / 4, self.config.noise_features)
+        dtype = next(self.embed_noise.parameters()).dtype
+        return self.embed_noise(features.to(dtype))  # type: ignore[no-any-return]
+
+    def finish(
+        self, tokens: Float[Tensor, "b n d"], embedding: Float[Tensor, "b d"], rows: int
+    ) -> Float[Tensor, "b c h w"]:
+        """F from the last block's tokens, [NET-4]."""
+        shift, scale = self.final_adaptive(F.silu(embedding)).chunk(2, -1)
+        return unpatchify(self.final(modulate(tokens, shift, scale)), self.config.patch, rows)
+
     def compress_chunk(
         self,
         state: MemoryState | None,
@@ -137,11 +171,7 @@ class Storm(nn.Module):
 
         Raises ValueError as `compress` does.
         """
-        self._check_past(past, static, age, position)
-        fields = torch.cat([past, static], 2).to(self.embed_history.weight.dtype)
-        tokens = self.embed_history(patchify(fields, self.config.patch))
-        code = self.embed_age(age_features(age.double(), self.config.position_octaves).to(tokens.dtype))
-        return self.memory.update(state, tokens + self._position(position, tokens) + code[:, :, None])
+        return self.memory.update(state, self.embed_past(past, static, age, position))
 
     def compress(
         self,
@@ -180,19 +210,17 @@ class Storm(nn.Module):
         Raises ValueError naming what does not share the grid or the batch, [NET-6].
         """
         self._check(x, sigma, condition)
-        batch, patch = x.shape[0], self.config.patch
+        batch = x.shape[0]
         rows, cols = condition.position.shape[-3:-1]
         static = condition.static.to(x.dtype).expand(batch, -1, -1, -1)
         memory = rearrange(condition.memory.to(x.dtype), "b i j d -> b (i j) d").expand(batch, -1, -1)
-        t = self.embed_state(patchify(torch.cat([x, static], 1), patch))
-        t = t + self._position(condition.position, t)
-        e = self.embed_noise(noise_features(sigma.double().log() / 4, self.config.noise_features).to(t.dtype))
+        t = self.embed(x, static, condition.position)
+        e = self.embed_sigma(sigma)
         window = self.config.window
         mask = None if window is None else window_mask(rows, cols, window, condition.periodic, x.device)
         for block in self.blocks:
             t = block(t, memory, e, sigma, mask)
-        shift, scale = self.final_adaptive(F.silu(e)).chunk(2, -1)
-        return unpatchify(self.final(modulate(t, shift, scale)), patch, rows)
+        return self.finish(t, e, rows)
 
     def _check(self, x: Tensor, sigma: Tensor, condition: Condition) -> None:
         c, b = self.config, x.shape[0]

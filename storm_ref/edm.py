@@ -37,11 +37,13 @@ __all__ = [
     "edm_loss",
     "euler_sample",
     "gaussian_denoiser",
+    "heun_step",
     "loss_weight",
     "precondition",
     "precondition_coefficients",
     "sample",
     "schedule",
+    "training_sigma",
 ]
 
 # D(x [b, ...], sigma [b]) -> the denoised mean, of the shape and dtype of x.
@@ -124,11 +126,18 @@ def loss_weight(sigma: Float[Tensor, "*b"], sigma_data: float) -> Float[Tensor, 
     return (s**2 + sigma_data**2) / (s * sigma_data) ** 2
 
 
+def training_sigma(
+    normal: Float[Tensor, " count"], mean: float = -1.2, std: float = 1.2
+) -> Float[Tensor, " count"]:
+    """Noise levels for training from standard normal numbers, ln sigma ~ N(mean, std^2), float64, [EDM-4]."""
+    return torch.exp(mean + std * normal.double())
+
+
 def draw_sigma(
     count: int, generator: torch.Generator, mean: float = -1.2, std: float = 1.2
 ) -> Float[Tensor, " count"]:
-    """Noise levels for training, ln sigma ~ N(mean, std^2), float64, [EDM-4]."""
-    return torch.exp(mean + std * torch.randn(count, generator=generator, dtype=torch.float64))
+    """`training_sigma` of numbers that the generator draws."""
+    return training_sigma(torch.randn(count, generator=generator, dtype=torch.float64), mean, std)
 
 
 def edm_loss(
@@ -171,6 +180,25 @@ def _slope(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
     return (x - denoise(x, level).double()) / sigma
 
 
+def heun_step(
+    denoise: Denoise,
+    x: Float[Tensor, "b *s"],
+    now: float,
+    after: float,
+    gamma: float = 0.0,
+    noise: Float[Tensor, "b *s"] | None = None,
+) -> Float[Tensor, "b *s"]:
+    """One step from noise level `now` to `after`, [EDM-7]; `noise`, times S_noise, raises the level by gamma first,
+    [EDM-6].
+    """
+    hat = (1 + gamma) * now
+    if gamma > 0 and noise is not None:
+        x = x + math.sqrt(hat**2 - now**2) * noise
+    slope = _slope(denoise, x, hat)
+    euler = x + (after - hat) * slope
+    return euler if after == 0 else x + (after - hat) * (slope + _slope(denoise, euler, after)) / 2
+
+
 def sample(
     denoise: Denoise,
     latents: Float[Tensor, "b *s"],
@@ -193,13 +221,8 @@ def sample(
         raise ValueError(f"churn needs one noise a step, of shape {(steps, *latents.shape)}, got {got}")
     x: Tensor = levels[0] * latents.double()
     for i, (now, after) in enumerate(pairwise(levels)):
-        gamma = churn.gamma(now, steps)
-        hat = (1 + gamma) * now
-        if gamma > 0 and noises is not None:
-            x = x + math.sqrt(hat**2 - now**2) * churn.s_noise * noises[i].double()
-        slope = _slope(denoise, x, hat)
-        euler = x + (after - hat) * slope
-        x = euler if after == 0 else x + (after - hat) * (slope + _slope(denoise, euler, after)) / 2
+        noise = None if noises is None else churn.s_noise * noises[i].double()
+        x = heun_step(denoise, x, now, after, churn.gamma(now, steps), noise)
         finite = torch.isfinite(x).flatten(1).all(1)
         if not bool(finite.all()):
             raise NotFiniteError(torch.nonzero(~finite).flatten().tolist(), i + 1, steps, now)

@@ -35,8 +35,9 @@ class MemoryState:
 
 
 def memory_start(like: Float[Tensor, "b k n a d"]) -> MemoryState:
-    """The state before any frame: M = -inf, Z = 0, Y = 0."""
+    """The state before any frame: M = -inf, Z = 0, Y = 0, in float32 or better: bfloat16's sums stop at 256 frames."""
     b, _, n, a, d = like.shape
+    like = like[:, :0].to(torch.promote_types(like.dtype, torch.float32))
     return MemoryState(like.new_full((b, n, a), -torch.inf), like.new_zeros(b, n, a), like.new_zeros(b, n, a, d))
 
 
@@ -46,6 +47,7 @@ def memory_update(
     """Take a chunk of k frames into the state, [MEM-3]; an empty chunk changes nothing."""
     if score.shape[1] == 0:
         return state
+    score, value = score.to(state.maximum.dtype), value.to(state.maximum.dtype)
     maximum = torch.maximum(state.maximum, score.amax(1))
     keep = torch.exp(state.maximum - maximum)
     weight = torch.exp(score - maximum[:, None])
@@ -96,7 +98,8 @@ class TemporalMemory(nn.Module):
 
     def finish(self, state: MemoryState) -> Float[Tensor, "b n w"]:
         """One memory token a location, [MEM-2]."""
-        return self.out(rearrange(memory_finish(state), "b n a d -> b n (a d)"))  # type: ignore[no-any-return]
+        mixed = memory_finish(state).to(self.out.weight.dtype)
+        return self.out(rearrange(mixed, "b n a d -> b n (a d)"))  # type: ignore[no-any-return]
 
     def forward(self, tokens: Float[Tensor, "b k n w"]) -> Float[Tensor, "b n w"]:
         """All frames in one chunk."""

@@ -1,169 +1,419 @@
-"""Cases of chapter 8: an ensemble drawn from prior and observations, and the linear cycle.
+"""Cases of chapter 8, part one: ensembles drawn from prior and observations, cycles, and the linear cycle's moments.
 
-Expected values: algorithm 2 in NumPy around the guided mean of the chapter before; the recursion of the cycle with
-explicit inverses, and once in fractions; the variance that dps is known to end at.
+Expected values: algorithm 2 of EDM in 50 digits around the guided means of the chapter before; the moments that the
+methods are known to end at, as closed forms; the recursion of the cycle in the information form, and in fractions.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from mpmath import mp, mpf
 
-from conformance.adapter import Array
-from conformance.case import Case
-from conformance.cases.edm import gaussian_mean, heun, schedule
-from conformance.cases.guidance import guided_mean, problem
-from conformance.tolerance import EPS, Bound, MustReject, chain_bound
+from conformance.adapter import Array, Arrays, Params
+from conformance.case import Chain, Recipe
+from conformance.cases.edm import covariance, schedule
+from conformance.cases.guidance import DIGITS, METHODS, digits, floats, guided, inverse, problem, refused_inputs
+from conformance.tolerance import Bound, MustReject
 
-__all__ = ["cases"]
+__all__ = ["recipes"]
 
-LEVELS = np.array([20.0, 8.0, 3.0, 1.0, 0.4, 0.1, 0.02, 0.0])
+LEVELS = np.array([20.0, 4.0, 0.8, 0.15, 0.004, 0.0])
+FEW = np.array([10.0, 2.0, 0.5, 0.1, 0.0])
+U = 2.0**-53
+
+Denoise = Callable[[Array, Any], Array]
 
 
-def _inputs(seed: int) -> dict[str, Array]:
+def _heun(denoise: Denoise, latents: Array, sigmas: Array, churn: Mapping[str, float], noises: Array | None) -> Array:
+    """[EDM-6], [EDM-7] on [m, v] in 50 digits, settings of churn by name."""
+    levels = [mpf(float(s)) for s in sigmas]
+    steps = len(levels) - 1
+    x: Array = levels[0] * digits(latents)
+    for i, (now, after) in enumerate(pairwise(levels)):
+        inside = churn.get("s_min", 0.0) <= now <= churn.get("s_max", math.inf)
+        gamma = min(mpf(churn.get("s_churn", 0.0)) / steps, mp.sqrt(2) - 1) if inside else mpf(0)
+        hat = now * (1 + gamma)
+        if gamma > 0 and noises is not None:
+            x = x + mp.sqrt(hat**2 - now**2) * mpf(churn.get("s_noise", 1.0)) * digits(noises[i])
+        slope = (x - denoise(x, hat)) / hat
+        euler = x + (after - hat) * slope
+        x = euler if after == 0 else x + (after - hat) / 2 * (slope + (euler - denoise(euler, after)) / after)
+    return x
+
+
+def _drawn(inputs: Arrays, params: Params) -> dict[str, Array]:
+    with mp.workdps(DIGITS):
+        noises = inputs.get("noises")
+        samples = _heun(
+            lambda x, s: guided(inputs, params, x, s), inputs["latents"], inputs["sigmas"], params["churn"], noises
+        )
+        return {"samples": floats(samples)}
+
+
+# Ensembles.
+
+
+def _inputs(seed: int, levels: Array = LEVELS, members: int = 5) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
-    return problem(seed + 1) | {"sigmas": LEVELS, "latents": rng.standard_normal((5, 4))}
+    return problem(seed + 1) | {"sigmas": levels, "latents": rng.standard_normal((members, 4))}
 
 
-def _ensemble_case(
-    name: str, requirements: tuple[str, ...], params: dict[str, Any], meaning: str, churn: dict[str, float]
-) -> Case:
-    inputs = _inputs(800)
-    if churn:
-        inputs["noises"] = np.random.default_rng(801).standard_normal((7, 5, 4))
-
-    def formula(a: dict[str, Array]) -> Array:
-        if params["method"] is None:
-            return heun(
-                lambda x, s: gaussian_mean(x, s, a["mean"], a["covariance"]),
-                a["latents"],
-                LEVELS,
-                churn,
-                a.get("noises"),
-            )
-        return heun(lambda x, s: guided_mean(x, s, a, params), a["latents"], LEVELS, churn, a.get("noises"))
-
-    bound = chain_bound(formula, inputs, "seven guided steps")
-    expected = {"samples": formula(inputs)}
-    if params["method"] is None:
-        inputs |= {"operator": np.zeros((0, 4)), "value": np.zeros(0), "variance": np.zeros(0)}
-    return Case(
+def _ensemble(
+    name: str, inputs: Arrays, params: Params, meaning: str, *requirements: str, smoke: bool = False,
+    hunts: tuple[str, ...] = (),
+) -> Recipe:  # fmt: skip
+    settings = {"churn": {}, "together": 2} | dict(params)
+    return Recipe(
         f"assimilation/{name}",
         "assimilate",
         requirements,
-        bound,
+        ("smoke", "guidance") if smoke else ("guidance",),
+        Chain("a few steps of the sampler around the guided mean"),
         meaning,
         inputs,
-        params | {"churn": churn, "together": 2},
-        expected,
+        settings,
+        _drawn(inputs, settings),
+        hunts=hunts,
     )
 
 
-def _dps_variance() -> Case:
-    """Prior N(0, 2), one observation y = 0 with R = 1: in the limit of many steps dps ends at sqrt(2 e^-2) latent."""
-    sigmas = schedule(64)
+def _posteriors() -> list[Recipe]:
+    inputs = _inputs(800)
+    stage = "guidance enters the predictor or the corrector only, or not at every step"
+    named = {"dps": "GUIDE-2", "pigdm": "GUIDE-3", "sda": "GUIDE-4", "mmps": "GUIDE-8"}
+    return [
+        _ensemble(
+            f"posterior-{method}", inputs, params, stage, "DA-1", "GUIDE-1", named[method], smoke=method == "mmps",
+            hunts=("guidance_predictor_only", "guidance_corrector_only"),
+        )
+        for method, params in METHODS.items()
+    ]  # fmt: skip
+
+
+def _churned() -> list[Recipe]:
+    """Every member its own latent and step noises, whichever members are drawn together."""
+    rng = np.random.default_rng(801)
+    noises = rng.standard_normal((5, 5, 4))
+    noisy = _inputs(802) | {"noises": noises}
+    window = {"s_churn": 2.0, "s_min": 0.05, "s_max": 10.0, "s_noise": 1.003}
+    hunts = ("members_share_step_noise", "noise_by_batch_index")
+    shares = "members share noise, or take another member's, when they are drawn in batches"
+    return [
+        _ensemble(
+            "churn", noisy, METHODS["pigdm"] | {"churn": {"s_churn": 2.0}}, shares, "DA-1", "DA-3", "EDM-6", hunts=hunts
+        ),
+        _ensemble(
+            "churn-window", noisy, METHODS["mmps"] | {"churn": window, "together": 3},
+            f"the guided mean is evaluated before the noise is raised, or {shares}", "DA-3", "EDM-6", "GUIDE-1",
+            hunts=hunts,
+        ),
+        _ensemble(
+            "churn-forecast", noisy | NOTHING, {"method": None, "churn": window, "together": 4}, shares, "DA-2", "DA-3",
+            hunts=hunts,
+        ),
+    ]  # fmt: skip
+
+
+NOTHING = {"operator": np.zeros((0, 4)), "value": np.zeros(0), "variance": np.zeros(0)}
+
+
+def _forecasts() -> list[Recipe]:
+    inputs = _inputs(803) | NOTHING
+    return [
+        _ensemble(
+            "forecast", inputs, {"method": None, "together": 3}, "without observations the draw is not the prior's",
+            "DA-2"
+        ),
+        _ensemble(
+            "forecast-guided", inputs, METHODS["dps"] | {"together": 16},
+            "a method without observations is refused, or changes the draw", "DA-2", "GUIDE-10",
+        ),
+    ]  # fmt: skip
+
+
+# What the methods end at in the limit of many steps.
+
+
+def _end(sigmas: Array, ratio: Callable[[float], float]) -> float:
+    """What the sampler makes of a latent of 1 when the denoised mean is ratio(sigma) x."""
+    levels = sigmas.tolist()
+    x = float(levels[0])
+    for now, after in pairwise(levels):
+        slope = x * (1 - ratio(now)) / now
+        euler = x + (after - now) * slope
+        x = euler if after == 0 else x + (after - now) * (slope + euler * (1 - ratio(after)) / after) / 2
+    return x
+
+
+def _variance_case(
+    name: str, params: Params, weight: Callable[[float], float], variance: float, meaning: str
+) -> Recipe:
+    """Prior N(0, 1), one observation y = 0 with R = 0.3; weight(sigma^2) is W, `variance` the closed form."""
+    sigmas = schedule(32)
+
+    def ratio(sigma: float) -> float:
+        slope = 1 / (1 + sigma**2)
+        return slope * (1 - sigma**2 * slope * weight(sigma**2))
+
+    limit = math.sqrt(variance)
+    distance = abs(_end(sigmas, ratio) - limit)
+    why = f"32 steps end {distance:.2g} from the limit of many steps, by the product of their factors; twice that"
     inputs = {
         "mean": np.zeros(1),
-        "covariance": np.array([[2.0]]),
+        "covariance": np.ones((1, 1)),
         "operator": np.ones((1, 1)),
         "value": np.zeros(1),
-        "variance": np.ones(1),
+        "variance": np.array([0.3]),
         "sigmas": sigmas,
         "latents": np.array([[1.0], [0.0]]),
     }
-    params = {"method": "dps", "churn": {}, "together": 2}
-    limit = np.array([[np.sqrt(2 * np.exp(-2.0))], [0.0]])
-    distance = float(
-        np.abs(heun(lambda x, s: guided_mean(x, s, inputs, params), inputs["latents"], sigmas, {}, None) - limit).max()
-    )
-    bound = Bound(
-        2 * distance / EPS, f"64 steps of Heun end {distance:.2g} from the limit of many steps; twice that", scale=1.0
-    )
-    return Case(
-        "assimilation/dps-variance",
+    return Recipe(
+        f"assimilation/{name}",
         "assimilate",
-        ("GUIDE-9",),
-        bound,
-        "this is not dps: its well-known wrong variance c exp(-c/R) does not come out",
+        ("GUIDE-9" if params["method"] == "dps" else "GUIDE-3" if params["method"] == "pigdm" else "GUIDE-4", "DA-1"),
+        ("guidance",),
+        Bound(2 * distance / U, why, scale=1.0),
+        meaning,
+        inputs,
+        dict(params) | {"churn": {}, "together": 2},
+        {"samples": np.array([[limit], [0.0]])},
+    )
+
+
+def _variances() -> list[Recipe]:
+    """The table of chapter 7, which tells the methods apart, with c = 1."""
+    error, data = 0.3, 1.5**2
+    beta = error * data / (error + data)
+    broad = (data - 1) / (beta - 1) + (data - beta) * math.log(1 / beta) / (beta - 1) ** 2
+    return [
+        _variance_case(
+            "variance-dps", {"method": "dps"}, lambda s2: 1 / error, math.exp(-1 / error),
+            "this is not dps: its well-known wrong variance c exp(-c/R) does not come out",
+        ),
+        _variance_case(
+            "variance-pigdm", {"method": "pigdm", "sigma_data": 1.5}, lambda s2: 1 / (error + s2 * data / (s2 + data)),
+            math.exp(-broad / (error + data)),
+            "this is not pigdm with sigma_data = 1.5: its variance does not come out",
+        ),
+        _variance_case(
+            "variance-sda", {"method": "sda", "gamma": 1.0}, lambda s2: 1 / (error + s2),
+            math.exp(-(error - 1 - math.log(error)) / (error - 1) ** 2),
+            "this is not sda with gamma = 1: its variance does not come out",
+        ),
+    ]  # fmt: skip
+
+
+def _posterior_moments() -> Recipe:
+    """mmps ends at m + P^(1/2) z with Bayes' mean and covariance: latents 0 and unit vectors show both, exactly."""
+    sigmas = schedule(40)
+    inputs = problem(806) | {"sigmas": sigmas, "latents": np.vstack([np.zeros(4), np.eye(4)])}
+    prior = np.linalg.inv(inputs["covariance"])
+    weighted = inputs["operator"].T / inputs["variance"]
+    values, vectors = np.linalg.eigh(np.linalg.inv(prior + weighted @ inputs["operator"]))
+    mean = (vectors * values) @ vectors.T @ (prior @ inputs["mean"] + weighted @ inputs["value"])
+    factors = [_end(sigmas, lambda s, c=c: c / (c + s**2)) for c in values]  # type: ignore[misc]
+    root = (vectors * np.sqrt(values)) @ vectors.T
+    # The prior's mean is still in the first state, which is sigma_0 z instead of m + sigma_0 z.
+    shift = np.abs(np.array(factors) / sigmas[0]).max() * float(np.linalg.norm(mean))
+    distance = float(np.abs(np.array(factors) - np.sqrt(values)).max()) + float(shift)
+    why = f"40 steps from sigma = 80 end {distance:.2g} from Bayes, by the factors of each eigenvector; twice that"
+    return Recipe(
+        "assimilation/posterior-moments",
+        "assimilate",
+        ("DA-1", "GUIDE-8"),
+        ("guidance",),
+        Bound(2 * distance / U, why, scale=1.0),
+        "mean or covariance of the ensemble are not Bayes': another method, or a wrong variance",
+        inputs,
+        METHODS["mmps"] | {"churn": {}, "together": 5},
+        {"samples": mean + np.vstack([np.zeros(4), root])},
+    )
+
+
+def _refusals() -> list[Recipe]:
+    valid, params = _inputs(804, FEW, 2), {"churn": {}, "together": 16}
+    dps = params | {"method": "dps"}
+
+    def case(
+        name: str, requirement: str, why: str, meaning: str, inputs: Arrays, settings: Params, good: Params
+    ) -> Recipe:
+        return Recipe(
+            f"assimilation/refuses-{name}", "assimilate", tuple({requirement: 0, "CONV-10": 0}), ("guidance",),
+            MustReject(why), meaning, inputs, settings, neighbour=(valid, good),
+        )  # fmt: skip
+
+    # dps with R = 1e-60: an evaluation multiplies the state by about 1e60, beyond the largest number in four steps.
+    stiff = valid | {"variance": np.full(3, 1e-60)}
+    wanted = ("zero-variance", "missing-value", "broken-operator", "other-state")
+    return [
+        *(case(*found[:4], valid | found[4], dps, dps) for found in refused_inputs(valid) if found[0] in wanted),
+        case(
+            "divergence", "DA-6", "the state overflows", "an analysis of inf or NaN is returned as if it were one",
+            stiff,
+            dps, dps,
+        ),
+        case(
+            "unused-observations", "DA-7", "observations and no guidance method",
+            "observations without a method are ignored, and a forecast is taken for an analysis", valid,
+            params | {"method": None}, params | {"method": "sda", "gamma": 1.0},
+        ),
+        case(
+            "no-member", "CONV-10", "an ensemble of no member", "an ensemble of nothing is returned",
+            valid | {"latents": np.zeros((0, 4))}, dps, dps,
+        ),
+        case(
+            "none-together", "CONV-12", "0 members at a time", "members at a time are not checked", valid,
+            dps | {"together": 0}, dps,
+        ),
+        case(
+            "negative-gamma", "GUIDE-4", "gamma = -0.5", "a negative gamma makes W indefinite without complaint", valid,
+            params | {"method": "sda", "gamma": -0.5}, params | {"method": "sda", "gamma": 0.5},
+        ),
+    ]  # fmt: skip
+
+
+# Cycles: each member from its own past.
+
+
+def _states(inputs: Arrays, params: Params) -> dict[str, Array]:
+    """[DA-4] in 50 digits: frames oldest first, the newest of them met by the first model matrix."""
+    with mp.workdps(DIGITS):
+        frames = [digits(frame) for frame in inputs["history"]]
+        states = []
+        for k, there in enumerate(params["observed"]):
+            mean = sum(frame @ digits(a).T for frame, a in zip(frames[::-1], inputs["model"], strict=True))
+            seen = {name: inputs[name][k] for name in ("value", "variance")} if there else NOTHING
+            here = {**inputs, **seen}
+
+            def denoise(x: Array, s: Any, here: Arrays = here, mean: Any = mean) -> Array:
+                return guided(here, params, x, s, mean)
+
+            frames = [*frames[1:], _heun(denoise, inputs["latents"][k], inputs["sigmas"], {}, None)]
+            states.append(floats(frames[-1]))
+        return {"states": np.stack(states)}
+
+
+def _cycle(name: str, method: str, frames: int, observed: list[bool], meaning: str, smoke: bool = False) -> Recipe:
+    rng = np.random.default_rng(820 + frames + len(observed))
+    size, members, operator = 3, 3, np.array([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]])
+    inputs = {
+        "model": rng.standard_normal((frames, size, size)) / (1 + frames),
+        "covariance": covariance(size, rng),
+        "history": 2 * rng.standard_normal((frames, members, size)),
+        "operator": operator,
+        "value": 2 * rng.standard_normal((len(observed), 2)),
+        "variance": rng.uniform(0.2, 2.0, (len(observed), 2)),
+        "latents": rng.standard_normal((len(observed), members, size)),
+        "sigmas": FEW,
+    }
+    params = METHODS[method] | {"observed": observed}
+    return Recipe(
+        f"assimilation/{name}",
+        "cycle",
+        ("DA-4", "DA-1", "DA-2"),
+        ("smoke", "guidance") if smoke else ("guidance",),
+        Chain("analyses of a few steps, each fed the ones before it"),
+        meaning,
         inputs,
         params,
-        {"samples": limit},
+        _states(inputs, params),
+        hunts=("history_ensemble_mean", "history_not_moved", "history_newest_first", "history_of_first_member"),
     )
 
 
-def _unused_observations() -> Case:
-    valid, params = _inputs(804), {"churn": {}, "together": 16}
-    return Case(
-        "assimilation/refuses-unused-observations",
-        "assimilate",
-        ("DA-7",),
-        MustReject("observations and no guidance method"),
-        "observations without a method are ignored, and a forecast is taken for an analysis",
-        valid,
-        params | {"method": None},
-        neighbour=(valid, params | {"method": "sda", "gamma": 1.0}),
+def _no_history() -> Recipe:
+    valid = _cycle("cycle-no-history", "sda", 1, [True], "")
+    empty = {"history": np.zeros((0, 3, 3)), "model": np.zeros((0, 3, 3))}
+    return Recipe(
+        "assimilation/refuses-no-history",
+        "cycle",
+        ("DA-4", "CONV-10"),
+        ("guidance",),
+        MustReject("a cycle without a past frame"),
+        "a cycle from nothing is returned",
+        {**valid.inputs, **empty},
+        valid.params,
+        neighbour=(valid.inputs, valid.params),
     )
 
 
-def _diverging() -> Case:
-    """dps with R = 1e-40: every step multiplies the state by about 1e40, beyond the largest number within eight."""
-    valid = _inputs(802)
-    stiff = valid | {"variance": np.full(3, 1e-40)}
-    params = {"method": "dps", "churn": {}, "together": 16}
-    return Case(
-        "assimilation/refuses-divergence",
-        "assimilate",
-        ("DA-6",),
-        MustReject("the state overflows"),
-        "an analysis of inf or NaN is returned as if it were one",
-        stiff,
-        params,
-        neighbour=(valid, params),
+def _cycles() -> list[Recipe]:
+    return [
+        _cycle("cycle", "mmps", 1, [True, True, True], "members share a history, or the first one is kept", smoke=True),
+        _cycle("cycle-two-frames", "dps", 2, [True, True, True], "frames are in another order, or the newest leaves"),
+        _cycle(
+            "cycle-three-frames", "pigdm", 3, [True, False, True, True, False],
+            "the oldest frame stays, or an analysis without observations takes the last ones",
+        ),
+        _no_history(),
+        _cycle("cycle-forecast", "sda", 2, [False, False, True], "forecasts are not fed back as history"),
+    ]  # fmt: skip
+
+
+# The linear cycle's moments.
+
+
+def _moments(inputs: Arrays) -> dict[str, Array]:
+    """[DA-5] in the information form: B = (Q^-1 + H^T R^-1 H)^-1 is (I - G H) Q, and G = B H^T R^-1."""
+    with mp.workdps(DIGITS):
+        a, q, h = (digits(inputs[name]) for name in ("model", "model_error", "operator"))
+        precision, weighted = inverse(q), h.T @ inverse(digits(inputs["error"]))
+        rest = inverse(precision + weighted @ h)
+        keep = rest @ precision @ a
+        mean, cov = digits(inputs["mean"]), digits(inputs["covariance"])
+        means, covariances = [], []
+        for y in inputs["observations"]:
+            mean = keep @ mean + rest @ weighted @ digits(y)
+            cov = keep @ cov @ keep.T + rest
+            means.append(floats(mean))
+            covariances.append(floats(cov))
+        return {"means": np.stack(means), "covariances": np.stack(covariances)}
+
+
+def _linear(name: str, inputs: Arrays, meaning: str) -> Recipe:
+    return Recipe(
+        f"assimilation/{name}",
+        "linear_cycle",
+        ("DA-1", "DA-5"),
+        ("guidance",),
+        Chain("the gain, and a few products of small matrices a cycle"),
+        meaning,
+        inputs,
+        {},
+        _moments(inputs),
+        hunts=("kalman_gain", "q_and_r_swapped", "posterior_covariance_without_history"),
     )
 
 
-def _cycle(inputs: dict[str, Array]) -> dict[str, Array]:
-    """[DA-5] with explicit inverses."""
-    a, q, h = inputs["model"], inputs["model_error"], inputs["operator"]
-    gain = q @ h.T @ np.linalg.inv(h @ q @ h.T + inputs["error"])
-    rest = np.eye(len(a)) - gain @ h
-    mean, cov, means, covs = inputs["mean"], inputs["covariance"], [], []
-    for y in inputs["observations"]:
-        mean = rest @ a @ mean + gain @ y
-        cov = rest @ (a @ cov @ a.T) @ rest.T + rest @ q
-        means.append(mean)
-        covs.append(cov)
-    return {"means": np.stack(means), "covariances": np.stack(covs)}
-
-
-def _cycle_case() -> Case:
+def _linear_cycles() -> list[Recipe]:
     rng = np.random.default_rng(803)
-    q = rng.standard_normal((3, 3))
     inputs = {
         "model": 0.5 * rng.standard_normal((3, 3)),
-        "model_error": q @ q.T / 3 + 0.2 * np.eye(3),
+        "model_error": covariance(3, rng),
         "operator": rng.standard_normal((2, 3)),
         "error": np.array([[0.4, 0.1], [0.1, 0.3]]),
         "mean": rng.standard_normal(3),
         "covariance": np.diag([2.0, 1.0, 0.5]),
         "observations": rng.standard_normal((4, 2)),
     }
-    system = inputs["operator"] @ inputs["model_error"] @ inputs["operator"].T + inputs["error"]
-    condition = float(np.linalg.cond(system))
-    bound = Bound(32 * 4 * condition, f"four cycles of 3 x 3 products after one system of condition {condition:.3g}")
-    return Case(
-        "assimilation/linear-cycle",
-        "linear_cycle",
-        ("DA-1", "DA-5"),
-        bound,
-        "the gain is the Kalman filter's (from A P A^T + Q), or the error of the history does not reach P",
-        inputs,
-        {},
-        _cycle(inputs),
-    )
+    more = inputs | {
+        "operator": rng.standard_normal((4, 3)),
+        "error": covariance(4, rng),
+        "observations": 3 * rng.standard_normal((6, 4)),
+    }
+    wrong = "the gain is the Kalman filter's (from A P A^T + Q), or the error of the history does not reach P"
+    return [
+        _linear("linear-cycle", inputs, wrong),
+        _linear("linear-cycle-many", more, "more observations than variables, with correlated errors"),
+        _scalar_cycle(),
+    ]
 
 
-def _scalar_cycle() -> Case:
+def _scalar_cycle() -> Recipe:
     """A = 1/2, Q = 1, H = 1, R = 3: the gain is 1/4; in fractions."""
     mean, cov, gain = Fraction(2), Fraction(8), Fraction(1, 4)
     means, covs = [], []
@@ -175,39 +425,21 @@ def _scalar_cycle() -> Case:
     numbers = {"model": 0.5, "model_error": 1.0, "operator": 1.0, "error": 3.0, "covariance": 8.0}
     inputs = {name: np.array([[value]]) for name, value in numbers.items()}
     inputs |= {"mean": np.array([2.0]), "observations": np.array([[4.0], [-2.0], [1.0]])}
-    return Case(
+    return Recipe(
         "assimilation/scalar-cycle",
         "linear_cycle",
         ("DA-5",),
-        Bound(16, "three cycles of four roundings on numbers below 8"),
+        ("smoke", "guidance"),
+        Bound(32, "three cycles of four roundings on numbers below 8", scale=8.0),
         "R and Q are swapped in the gain, or taken as standard deviations",
         inputs,
         {},
         {"means": np.array(means), "covariances": np.array(covs)},
+        hunts=("kalman_gain", "q_and_r_swapped"),
     )
 
 
-def cases() -> list[Case]:
-    """Ensembles with and without observations, divergence, and the cycle."""
-    return [
-        _ensemble_case(
-            "posterior",
-            ("DA-1", "GUIDE-1", "GUIDE-8"),
-            {"method": "mmps", "steps": 6},
-            "guidance enters the predictor or the corrector only, or not at every step",
-            {},
-        ),
-        _ensemble_case(
-            "posterior-churn",
-            ("DA-1", "DA-3", "EDM-6"),
-            {"method": "pigdm", "sigma_data": 1.0},
-            "members share noise, or take another member's, when they are drawn in batches",
-            {"s_churn": 2.0},
-        ),
-        _ensemble_case("forecast", ("DA-2",), {"method": None}, "without observations the draw is not the prior's", {}),
-        _dps_variance(),
-        _diverging(),
-        _unused_observations(),
-        _cycle_case(),
-        _scalar_cycle(),
-    ]
+def recipes() -> list[Recipe]:
+    """Ensembles with and without observations, what they end at, refusals, cycles, and the linear cycle's moments."""
+    ends = [*_variances(), _posterior_moments()]
+    return [*_posteriors(), *_churned(), *_forecasts(), *ends, *_refusals(), *_cycles(), *_linear_cycles()]

@@ -1,32 +1,41 @@
 """Cases of chapter 3: the noise gate, attention with and without a window, and one block with generic weights.
 
-Expected values: the equations written out in NumPy, query by query where a window applies.
+Expected values: the gate to 50 digits; attention of equal scores counts whom a token sees, and of scores far apart
+picks one; a block without gates is the identity. What is generic is the reference's.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import mpmath
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.case import Case
-from conformance.cases.memory import linear
-from conformance.tolerance import Bound, MustReject, chain_bound
+from conformance.case import Chain, Recipe
+from conformance.cases import draw
+from conformance.cases.networks import block_shapes, scaled, weights
+from conformance.tolerance import Bound, Exact, MustReject
 
-__all__ = ["attention", "block", "block_shapes", "cases", "draw_weights", "gate", "modulate", "silu", "visible"]
+__all__ = ["gate", "recipes", "visible"]
 
+CORE = ("core",)
 HEADS = 2
+Window = Mapping[str, Any]
 
 
 def gate(sigma: Array, alpha: Array, beta: Array) -> Array:
-    """[ATT-4]: [b], [a], [a] -> [b, a]."""
-    steepness = np.maximum(alpha, 0) + np.log1p(np.exp(-np.abs(alpha)))
-    gamma: Array = 1 / (1 + np.exp(-steepness * (np.log(sigma)[:, None] - beta)))
-    return gamma
+    """[ATT-4] to 50 digits, rounded once: [b], [a], [a] -> [b, a]."""
+    with mpmath.workdps(50):
+
+        def one(s: float, a: float, b: float) -> float:
+            slope = mpmath.log1p(mpmath.exp(a))
+            return float(1 / (1 + mpmath.exp(-slope * (mpmath.log(s) - b))))
+
+        pairs = list(zip(alpha.tolist(), beta.tolist(), strict=True))
+        return np.array([[one(s, a, b) for a, b in pairs] for s in sigma.tolist()])
 
 
-def visible(window: Mapping[str, Any], token: int) -> list[int]:
+def visible(window: Window, token: int) -> list[int]:
     """[ATT-6]: the tokens that `token` sees, from its distances along rows and columns."""
     rows, cols, radius = window["rows"], window["cols"], window["radius"]
     i, j = divmod(token, cols)
@@ -39,235 +48,230 @@ def visible(window: Mapping[str, Any], token: int) -> list[int]:
     return seen
 
 
-def attention(q: Array, k: Array, v: Array, window: Mapping[str, Any] | None) -> Array:
-    """[ATT-1] query by query: [b, a, n, d], [b, a, m, d], [b, a, m, d] -> [b, a, n, d]."""
-    out = np.empty_like(q)
-    for n in range(q.shape[2]):
-        seen = list(range(k.shape[2])) if window is None else visible(window, n)
-        score = (k[:, :, seen] * q[:, :, n, None]).sum(-1) / math.sqrt(q.shape[-1])
-        weight = np.exp(score - score.max(-1, keepdims=True))
-        out[:, :, n] = (weight[..., None] * v[:, :, seen]).sum(2) / weight.sum(-1, keepdims=True)
-    return out
-
-
-def silu(x: Array) -> Array:
-    """x / (1 + e^-x)."""
-    y: Array = x / (1 + np.exp(-x))
-    return y
-
-
-def _gelu(x: Array) -> Array:
-    """x Phi(x), with the error function and not its tanh approximation."""
-    phi = np.array([math.erfc(-t / math.sqrt(2)) / 2 for t in x.ravel().tolist()], x.dtype)
-    y: Array = x * phi.reshape(x.shape)
-    return y
-
-
-def _layer_norm(x: Array) -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    y: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    return y
-
-
-def modulate(x: Array, shift: Array, scale: Array) -> Array:
-    """[ATT-2]: LN(x) (1 + scale) + shift."""
-    y: Array = _layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
-    return y
-
-
-def _multi_head(
-    weights: Mapping[str, Array],
+def _gate(
     name: str,
-    x: Array,
-    context: Array,
-    head_weight: Array,
-    window: Mapping[str, Any] | None,
-) -> Array:
-    heads = head_weight.shape[-1]
-
-    def split(t: Array) -> Array:
-        return t.reshape(*t.shape[:2], heads, -1).swapaxes(1, 2)
-
-    q, k, v = (
-        split(linear(weights, f"{name}.{part}", t)) for part, t in (("query", x), ("key", context), ("value", context))
-    )
-    y = attention(q, k, v, window) * head_weight[:, :, None, None]
-    return linear(weights, f"{name}.out", y.swapaxes(1, 2).reshape(x.shape))
-
-
-def block(
-    weights: Mapping[str, Array], x: Array, memory: Array, e: Array, sigma: Array, window: Mapping[str, Any] | None
-) -> Array:
-    """[ATT-3]: tokens [b, n, w], memory [b, n, w], noise embedding [b, w], sigma [b]; names of a block's state dict."""
-    nine = np.split(linear(weights, "adaptive", silu(e)), 9, -1)
-    gamma = gate(sigma, weights["weights.gate_alpha"], weights["weights.gate_beta"])
-    y = modulate(x, nine[0], nine[1])
-    x = x + nine[2][:, None] * _multi_head(weights, "spatial", y, y, 1 - gamma, window)
-    y = modulate(x, nine[3], nine[4])
-    x = x + nine[5][:, None] * _multi_head(weights, "temporal", y, _layer_norm(memory), gamma, window)
-    y = modulate(x, nine[6], nine[7])
-    x = x + nine[8][:, None] * linear(weights, "mlp.2", _gelu(linear(weights, "mlp.0", y)))
-    return x
-
-
-def block_shapes(width: int, heads: int, ratio: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a block's weights; keys have no bias, [ATT-5]."""
-    shapes: dict[str, tuple[int, ...]] = {"adaptive.weight": (9 * width, width), "adaptive.bias": (9 * width,)}
-    for name in ("spatial", "temporal"):
-        for part in ("query", "key", "value", "out"):
-            shapes[f"{name}.{part}.weight"] = (width, width)
-            if part != "key":
-                shapes[f"{name}.{part}.bias"] = (width,)
-    shapes |= {"mlp.0.weight": (ratio * width, width), "mlp.0.bias": (ratio * width,)}
-    shapes |= {"mlp.2.weight": (width, ratio * width), "mlp.2.bias": (width,)}
-    return shapes | {"gate_alpha": (heads,), "gate_beta": (heads,)}
-
-
-def draw_weights(shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, Array]:
-    """Generic weights, gates included: a zero would hide whatever stands behind it."""
-    return {
-        f"weights.{name}": rng.standard_normal(shape) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.5)
-        for name, shape in shapes.items()
-    }
-
-
-def _gates() -> list[Case]:
-    sigma, alpha, beta = (
-        np.array([1e-3, 0.3, 1.05, 80.0]),
-        np.array([-2.0, 0.0, 4.0, 21.0]),
-        np.array([0.5, -1.0, 0.1, 0.0]),
-    )
-    inputs = {"sigma": sigma, "alpha": alpha, "beta": beta}
-    far = {"sigma": np.array([1e-300, 1e300]), "alpha": np.array([0.0, 3.0]), "beta": np.array([1.0, -1.0])}
-    arguments = (
-        "the argument t = softplus (ln sigma - beta) is known to 4 eps |t|, which moves the sigmoid by less than eps"
-    )
-    return [
-        Case(
-            "attention/gate",
-            "gate",
-            ("ATT-4",),
-            Bound(16, arguments, scale=1.0),
-            "the gate is reversed, its slope alpha not made positive by softplus, or beta enters with the wrong sign",
-            inputs,
-            {},
-            {"gamma": gate(**inputs)},
-        ),
-        Case(
-            "attention/gate-limits",
-            "gate",
-            ("ATT-4",),
-            Bound(16, arguments, scale=1.0),
-            "the gate does not go to 0 (spatial) at low and 1 (temporal) at high noise, or overflows on the way",
-            far,
-            {},
-            {"gamma": np.array([[0.0, 0.0], [1.0, 1.0]])},
-        ),
-        Case(
-            "attention/gate-refuses-zero",
-            "gate",
-            ("ATT-4",),
-            MustReject("sigma = 0 has no logarithm"),
-            "sigma <= 0 reaches the gate's logarithm",
-            inputs | {"sigma": np.array([1.0, 0.0])},
-            {},
-            neighbour=(inputs, {}),
-        ),
-    ]
-
-
-def _attention_case(
-    name: str,
-    requirements: tuple[str, ...],
-    rng: np.random.Generator,
-    size: float,
-    window: dict[str, Any] | None,
+    sigma: Sequence[float],
+    alpha: Sequence[float],
+    beta: Sequence[float],
+    bound: Bound,
     meaning: str,
-) -> Case:
-    n, m, d = (15, 15, 4) if window else (5, 6, 4)
-    q, k, v = (s * rng.standard_normal((2, HEADS, t, d)) for s, t in ((size, n), (1.0, m), (1.0, m)))
-    score = float(np.abs(q).max() * np.abs(k).max()) * d / math.sqrt(d)
-    why = f"scores up to {score:.3g} are sums of {d} products and move weights by {2 * d} eps |score|; then sums of {m}"
-    bound = Bound(2 * d * score + 4 * m + 16, why, scale=float(np.abs(v).max()))
-    expected = {"y": attention(q, k, v, window)}
-    return Case(
+    *hunts: str,
+) -> Recipe:
+    inputs = {"sigma": np.array(sigma), "alpha": np.array(alpha, np.float64), "beta": np.array(beta, np.float64)}
+    return Recipe(
         f"attention/{name}",
-        "attention",
-        requirements,
+        "gate",
+        ("ATT-4",),
+        CORE,
         bound,
         meaning,
-        {"q": q, "k": k, "v": v},
-        {"window": window},
-        expected,
+        inputs,
+        {},
+        {"gamma": gate(**inputs)},
+        hunts=hunts,
     )
 
 
-def _block_case(name: str, rng: np.random.Generator, x: Array, window: dict[str, Any] | None, meaning: str) -> Case:
-    width = x.shape[-1]
-    inputs = draw_weights(block_shapes(width, HEADS, 4), rng) | {
-        "x": x,
-        "memory": rng.standard_normal(x.shape),
-        "embedding": rng.standard_normal((2, width)),
-        "sigma": np.array([0.4, 6.0]),
-    }
+def _gates() -> list[Recipe]:
+    arguments = "the argument t = softplus (ln sigma - beta) is known to 4 u |t| and more, which moves the sigmoid by u"
+    steep = "slopes of 1024 times a logarithm and a shift near 1, both of one rounding: at most 1024 (1 + 1) u, twice"
+    valid = {"sigma": np.array([1.0, 0.5]), "alpha": np.array([-2.0, 0.5]), "beta": np.array([0.5, -1.0])}
 
-    def formula(a: dict[str, Array]) -> Array:
-        return block(a, a["x"], a["memory"], a["embedding"], a["sigma"], window)
+    def refuses(name: str, sigma: float, why: str) -> Recipe:
+        return Recipe(
+            f"attention/{name}", "gate", ("ATT-4", "CONV-10"), CORE, MustReject(why),
+            "sigma <= 0 reaches the gate's logarithm", valid | {"sigma": np.array([1.0, sigma])}, {},
+            neighbour=(valid, {}),
+        )  # fmt: skip
 
-    requirements = ("ATT-2", "ATT-3") + (("ATT-6",) if window else ())
-    bound = chain_bound(formula, inputs, "three sub-layers")
-    params = {"heads": HEADS, "window": window}
-    return Case(f"attention/{name}", "block", requirements, bound, meaning, inputs, params, {"y": formula(inputs)})
-
-
-def cases() -> list[Case]:
-    """Gate, attention, windows, and a block on generic and on nearly constant tokens."""
-    rng = np.random.default_rng(300)
-    ring = {"rows": 3, "cols": 5, "radius": 1, "periodic": True}
-    box = {"rows": 5, "cols": 3, "radius": 1, "periodic": False}
     return [
-        *_gates(),
-        _attention_case(
-            "dense", ("ATT-1",), rng, 1.0, None, "the scores are not divided by sqrt(d), or softmax is over queries"
+        _gate(
+            "gate", [1e-3, 0.3, 1.05, 80], [-2, 0, 4, 20.5], [0.5, -1, 0.125, 0], Bound(32, arguments, 1.0),
+            "the gate is reversed, its slope alpha not made positive by softplus, or beta enters with the wrong sign",
+            "gate_reversed", "gate_without_softplus", "gate_exp_for_softplus", "gate_of_c_noise", "gate_offset_added",
         ),
-        _attention_case(
-            "sharp", ("ATT-1",), rng, 300.0, None, "scores of some hundreds overflow, or lose their differences"
+        _gate(
+            "gate-limits", [1e-300, 1e300], [0, 3, 60], [1, -1, 0], Bound(32, arguments, 1.0),
+            "the gate does not go to 0 (spatial) at low and 1 (temporal) at high noise, or overflows on the way",
+            "gate_reversed",
         ),
-        _attention_case(
-            "window-periodic",
-            ("ATT-6",),
-            rng,
-            1.0,
-            ring,
-            "the window does not wrap in longitude, or wraps in latitude too",
+        _gate(
+            "gate-steep", [2.71, 2.72, 2.7187], [1024, 128, 20.5], [1, 1, 0.953125], Bound(4096, steep, 1.0),
+            "softplus overflows for large alpha, or gives up its precision there (a threshold of 20 is off by 2e-9)",
+            "softplus_threshold",
         ),
-        _attention_case(
-            "window-closed",
-            ("ATT-6",),
-            rng,
-            1.0,
-            box,
-            "the window has another radius or shape, or tokens are column-major",
+        _gate(
+            "gate-flat", [0.002, 80], [-8, -30, -128], [0, 2, -2], Bound(32, arguments, 1.0),
+            "softplus of a large negative alpha is not small and positive",
+            "gate_without_softplus",
         ),
-        _block_case(
-            "block",
-            rng,
-            rng.standard_normal((2, 6, 8)),
-            None,
+        refuses("gate-refuses-zero", 0.0, "sigma = 0 has no logarithm"),
+        refuses("gate-refuses-negative", -1.0, "sigma = -1 is no noise level"),
+    ]  # fmt: skip
+
+
+RING: Window = {"rows": 3, "cols": 5, "radius": 1, "periodic": True}
+BOX: Window = {"rows": 5, "cols": 3, "radius": 1, "periodic": False}
+
+
+def _attention(
+    name: str, seed: int, sizes: tuple[int, int, int], window: Window | None, meaning: str, *hunts: str
+) -> Recipe:
+    """Generic queries, keys and values: n queries, m keys, d features."""
+    n, m, d = sizes
+    rng = np.random.default_rng(seed)
+    inputs = {"q": draw(rng, 2, HEADS, n, d, scale=2), "k": draw(rng, 2, HEADS, m, d), "v": draw(rng, 2, HEADS, m, d)}
+    requirements = ("ATT-1",) if window is None else ("ATT-1", "ATT-6")
+    chain = Chain("scores, a softmax over keys, a weighted sum")
+    return Recipe(
+        f"attention/{name}", "attention", requirements, CORE, chain, meaning, inputs, {"window": window}, hunts=hunts
+    )
+
+
+def _seen(name: str, window: Window, meaning: str, *hunts: str) -> Recipe:
+    """All scores are equal and value i is the i-th unit vector: y shows whom each token sees, as 1 / count."""
+    n = window["rows"] * window["cols"]
+    rows = [visible(window, token) for token in range(n)]
+    y = np.array([[(other in seen) / len(seen) for other in range(n)] for seen in rows])
+    rng = np.random.default_rng(310)
+    inputs = {"q": np.zeros((1, 1, n, n)), "k": draw(rng, 1, 1, n, n), "v": np.eye(n)[None, None]}
+    bound = Bound(4, "equal scores: a reciprocal of a small integer, and sums with zeros", 1.0)
+    return Recipe(
+        f"attention/{name}", "attention", ("ATT-6",), CORE, bound, meaning, inputs, {"window": window},
+        {"y": y[None, None]}, hunts=hunts,
+    )  # fmt: skip
+
+
+def _sharp() -> Recipe:
+    """Scores -5120, 0 and 5120 by integer products; the largest is there once, or twice."""
+    q = np.array([[64.0, 0, 0, 0], [0, -64, 0, 0], [0, 0, 64, 64]])
+    k = np.array([[160.0, -160, 0, 0], [0, 160, 160, 0], [-160, 0, 0, 160], [0, 0, -160, -160]])
+    v = np.random.default_rng(311).integers(-8, 9, (1, 1, 4, 4)).astype(np.float64)
+    y = np.stack([v[0, 0, 0], v[0, 0, 0], (v[0, 0, 1] + v[0, 0, 2]) / 2])
+    return Recipe(
+        "attention/sharp", "attention", ("ATT-1",), CORE,
+        Bound(4, "scores are integers, weights 1, 1/2 and e^-5120 = 0"),
+        "scores of some thousands overflow, or lose their differences",
+        {"q": q[None, None], "k": k[None, None], "v": v},
+        {"window": None}, {"y": y[None, None]}, hunts=("attention_not_shifted",),
+    )  # fmt: skip
+
+
+def _attentions() -> list[Recipe]:
+    return [
+        _attention(
+            "dense", 301, (5, 6, 4), None, "the scores are not divided by sqrt(d), or softmax is over queries",
+            "attention_scale_d", "attention_over_queries", "attention_causal",
+        ),
+        _attention(
+            "single-feature", 302, (6, 6, 1), None, "with d = 1 the scores are divided by something other than 1"
+        ),
+        _attention("window-periodic", 303, (15, 15, 4), RING, "the window does not wrap in longitude",
+                   "window_not_periodic"),
+        _attention("window-closed", 304, (15, 15, 4), BOX, "a closed window wraps", "window_always_periodic"),
+        _seen(
+            "sees-periodic", {**RING, "rows": 4},
+            "the window does not wrap in longitude, wraps in latitude too, or wraps a column short",
+            "window_not_periodic", "window_rows_wrap",
+        ),
+        _seen(
+            "sees-closed", {**BOX, "rows": 6, "cols": 4},
+            "the window has another radius or shape, wraps, or tokens are column-major",
+            "window_euclidean", "window_radius_minus_one", "window_column_major",
+        ),
+        _seen(
+            "sees-itself", {"rows": 2, "cols": 3, "radius": 0, "periodic": True},
+            "a window of radius 0 is taken for no window, or sees nothing",
+        ),
+        _seen(
+            "sees-twice-round", {"rows": 4, "cols": 4, "radius": 2, "periodic": True},
+            "a window wider than the ring counts a token twice, or rows are counted by columns",
+            "window_duplicates",
+        ),
+        _seen(
+            "sees-all", {"rows": 3, "cols": 2, "radius": 3, "periodic": True},
+            "a window that covers the grid is not the same as none", "window_duplicates",
+        ),
+        _sharp(),
+    ]  # fmt: skip
+
+
+def _block(
+    name: str,
+    seed: int,
+    shape: tuple[int, int, int],
+    heads: int,
+    window: Window | None,
+    meaning: str,
+    hunts: tuple[str, ...] = (),
+    sigma: Sequence[float] = (0.4, 6.0),
+    ratio: int = 4,
+    x: Array | None = None,
+    factors: Mapping[str, float] | None = None,
+) -> Recipe:
+    rng = np.random.default_rng(seed)
+    inputs = scaled(weights(block_shapes(shape[-1], heads, ratio), rng), **(factors or {})) | {
+        "x": draw(rng, *shape) if x is None else x,
+        "memory": draw(rng, *shape),
+        "embedding": draw(rng, shape[0], shape[-1]),
+        "sigma": np.array(sigma),
+    }
+    requirements = ("ATT-1", "ATT-2", "ATT-3", "ATT-4", "ATT-5") + (("ATT-6",) if window else ())
+    chain, params = Chain("three sub-layers, each behind a layer norm"), {"heads": heads, "window": window}
+    return Recipe(f"attention/{name}", "block", requirements, CORE, chain, meaning, inputs, params, hunts=hunts)
+
+
+def _without_gates() -> Recipe:
+    """The adaptive map is zero, so all three gates are."""
+    rng = np.random.default_rng(330)
+    inputs = weights(block_shapes(4, 2, 1), rng)
+    inputs |= {name: np.zeros_like(value) for name, value in inputs.items() if ".adaptive." in name}
+    x = draw(rng, 1, 4, 4)
+    inputs |= {"x": x, "memory": draw(rng, 1, 4, 4), "embedding": draw(rng, 1, 4), "sigma": np.array([2.0])}
+    return Recipe(
+        "attention/block-without-gates", "block", ("ATT-3",), CORE, Exact("x + 0 three times"),
+        "a residual gate is missing, has 1 added, or the residual itself is missing", inputs,
+        {"heads": 2, "window": None}, {"y": x}, hunts=("residual_gate_missing",),
+    )  # fmt: skip
+
+
+def _blocks() -> list[Recipe]:
+    faint = draw(np.random.default_rng(331), 2, 6, 8, scale=2.0**-10)
+    near_constant = 0.125 + np.random.default_rng(332).integers(-2, 3, (2, 6, 8)) * 2.0**-10  # one bfloat16 step: 2^-10
+    return [
+        _block(
+            "block", 320, (2, 6, 8), HEADS, None,
             "a sub-layer is missing or out of order, modulations are cut in another order, or gelu is approximate",
+            ("gelu_tanh", "sublayers_exchanged", "adaptive_order", "gate_exchanged", "gate_after_projection"),
         ),
-        _block_case(
-            "block-window",
-            rng,
-            rng.standard_normal((2, 15, 8)),
-            ring,
-            "the window applies to self-attention or to cross-attention only",
+        _block(
+            "block-window", 321, (2, 15, 8), HEADS, RING,
+            "the window applies to self-attention or to cross-attention only", ("window_self_only",),
         ),
-        _block_case(
-            "block-near-constant",
-            rng,
-            3 + 1e-3 * rng.standard_normal((2, 6, 8)),
-            None,
+        _block(
+            "block-near-constant", 322, (2, 6, 8), HEADS, None,
             "layer norm has another eps than 1e-6, adds it outside the root, or uses the sample variance",
+            ("layer_norm_eps", "layer_norm_eps_outside", "layer_norm_sample_variance"), x=near_constant,
         ),
-    ]
+        _block(
+            "block-faint", 323, (2, 6, 8), HEADS, None,
+            "layer norm has another eps than 1e-6, adds it outside the root, or divides before it subtracts the mean",
+            ("layer_norm_eps", "layer_norm_eps_outside"), x=faint,
+        ),
+        _block(
+            "block-odd-sizes", 324, (3, 4, 6), 3, None,
+            "width, heads or MLP ratio are taken for a power of two, or for 4",
+            sigma=(0.002, 1.0, 80.0), ratio=2,
+        ),
+        _block(
+            "block-saturated", 325, (2, 5, 4), 4, None,
+            "where the gate is 0 or 1 the silent branch still speaks, or its output bias is gated away",
+            ("gate_of_projection_bias",), sigma=(1e-5, 1e5), factors={"gate_alpha": 16, "out__bias": 4},
+        ),
+        _without_gates(),
+    ]  # fmt: skip
+
+
+def recipes() -> list[Recipe]:
+    """Gate, attention, windows, and a block on generic, faint and nearly constant tokens."""
+    return [*_gates(), *_attentions(), *_blocks()]

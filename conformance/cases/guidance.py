@@ -1,216 +1,455 @@
-"""Cases of chapter 7: the guided mean of a linear-Gaussian problem, method by method.
+"""Cases of chapter 7: the guided mean of Gaussian problems, method by method, and of a network.
 
-Expected values: dense linear algebra with J = C (C + sigma^2 I)^-1; for mmps the conditional mean E[x_0 | x, y] from
-the information form, which knows nothing of guidance.
+Expected values: for a Gaussian prior the information form in 50 digits, which inverts a matrix of the state's size
+where the requirements invert one of the observations'; for mmps with a linear operator the conditional mean
+E[x_0 | x, y], which knows nothing of guidance. With a network they are the reference's.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from mpmath import mp, mpf
 
-from conformance.adapter import Array
-from conformance.case import Case
-from conformance.cases.edm import covariance, gaussian_mean
+from conformance.adapter import Array, Arrays, Params
+from conformance.case import Chain, Judge, Recipe
+from conformance.cases.edm import covariance
+from conformance.cases.networks import config, network_inputs
 from conformance.tolerance import Bound, MustReject
 
-__all__ = ["cases", "guided_mean", "jacobian"]
+__all__ = ["METHODS", "denoised", "digits", "floats", "guided", "inverse", "observe", "problem", "recipes", "seen_by"]
+
+DIGITS = 50
+METHODS: dict[str, dict[str, Any]] = {
+    "dps": {"method": "dps"},
+    "pigdm": {"method": "pigdm", "sigma_data": 0.8},
+    "sda": {"method": "sda", "gamma": 0.3},
+    "mmps": {"method": "mmps", "steps": 8},
+}
+NAMED = {"dps": "GUIDE-2", "pigdm": "GUIDE-3", "sda": "GUIDE-4", "mmps": "GUIDE-5"}
 
 
-def jacobian(sigma: float, cov: Array) -> Array:
-    """J of the Gaussian denoiser."""
-    return np.linalg.solve(cov + sigma**2 * np.eye(len(cov), dtype=cov.dtype), cov).T
+# Arithmetic in 50 digits: NumPy arrays of mpmath numbers, which @ and the operators understand.
 
 
-def _system(sigma: float, cov: Array, operator: Array, variance: Array, params: Mapping[str, Any]) -> Array:
-    """The matrix whose inverse is W, [GUIDE-2] to [GUIDE-5]."""
-    error: Array = np.diag(variance)
-    if params["method"] == "dps":
-        return error
-    if params["method"] == "pigdm":
-        r2 = sigma**2 * params["sigma_data"] ** 2 / (sigma**2 + params["sigma_data"] ** 2)
-        error = error + r2 * operator @ operator.T
-        return error
+def digits(x: Any) -> Array:
+    """Numbers as mpmath's, exactly; used inside mp.workdps(DIGITS)."""
+    found = np.empty(np.shape(x), dtype=object)
+    for where, value in np.ndenumerate(np.asarray(x, np.float64)):
+        found[where] = mpf(float(value))
+    return found
+
+
+def floats(x: Array) -> Array:
+    """Rounded once."""
+    return np.array(x, dtype=np.float64)
+
+
+def inverse(a: Array) -> Array:
+    """a^-1 in 50 digits."""
+    return np.array(mp.inverse(mp.matrix(a.tolist())).tolist(), dtype=object).reshape(a.shape)
+
+
+def observe(inputs: Arrays, state: Array) -> tuple[Array, Array]:
+    """H(state) [n] and H' [n, v] at a state [v] in 50 digits: linear, or the speeds of `pairs`."""
+    if "pairs" not in inputs:
+        operator = digits(inputs["operator"])
+        return operator @ state, operator
+    speeds = [mp.sqrt(state[j] ** 2 + state[k] ** 2) for j, k in inputs["pairs"].tolist()]
+    slope = digits(np.zeros((len(speeds), len(state))))
+    for row, ((j, k), speed) in enumerate(zip(inputs["pairs"].tolist(), speeds, strict=True)):
+        slope[row, j] += state[j] / speed
+        slope[row, k] += state[k] / speed
+    return np.array(speeds, dtype=object), slope
+
+
+def denoised(mean: Array, prior: Array, x: Array, sigma: Any) -> tuple[Array, Array]:
+    """E[x_0 | x] [m, v] and the covariance of x_0 given x [v, v], which is sigma^2 J; mean is [v] or [m, v]."""
+    precision = inverse(prior)
+    spread = inverse(precision + digits(np.eye(len(prior))) / sigma**2)
+    return (mean @ precision + x / sigma**2) @ spread, spread
+
+
+def guided(inputs: Arrays, params: Params, x: Array, sigma: Any, mean: Array | None = None) -> Array:
+    """The guided mean [m, v] at one noise level, [GUIDE-1] to [GUIDE-5], in 50 digits.
+
+    H'^T W = (I + S B)^-1 H'^T E^-1 for W = (E + H' B H'^T)^-1 and S = H'^T E^-1 H': all methods differ in E and B.
+    """
+    middle = digits(inputs["mean"]) if mean is None else mean
+    prior = digits(inputs["covariance"])
+    best, spread = denoised(middle, prior, x, sigma)
+    if not len(inputs["value"]) or params["method"] is None:
+        return best
+    if params["method"] == "mmps" and "pairs" not in inputs:
+        return _posterior_mean(inputs, prior, middle, x, sigma)
+    error, broad = digits(inputs["variance"]), 0 * spread
     if params["method"] == "sda":
-        error = error + params["gamma"] * sigma**2 * np.eye(len(variance), dtype=cov.dtype)
-        return error
-    return error + sigma**2 * operator @ jacobian(sigma, cov) @ operator.T
+        error = error + mpf(params["gamma"]) * sigma**2
+    elif params["method"] == "pigdm":
+        data = mpf(params["sigma_data"]) ** 2
+        broad = digits(np.eye(len(prior))) * (sigma**2 * data / (sigma**2 + data))
+    elif params["method"] == "mmps":
+        broad = spread
+    return np.stack([state + _correction(inputs, state, error, broad, spread) for state in best])
 
 
-def guided_mean(x: Array, sigma: float, inputs: Mapping[str, Array], params: Mapping[str, Any]) -> Array:
-    """[GUIDE-1] for one noise level: [m, v]."""
-    mean, cov, operator = inputs["mean"], inputs["covariance"], inputs["operator"]
-    denoised = gaussian_mean(x, sigma, mean, cov)
-    system = _system(sigma, cov, operator, inputs["variance"], params)
-    weighted = np.linalg.solve(system, (inputs["value"] - denoised @ operator.T).T)
-    score = jacobian(sigma, cov).T @ operator.T @ weighted
-    result: Array = denoised + np.asarray(sigma**2, cov.dtype) * score.T
-    return result
+def _correction(inputs: Arrays, state: Array, error: Array, broad: Array, spread: Array) -> Array:
+    seen, slope = observe(inputs, state)
+    weighted = slope.T / error
+    system = digits(np.eye(len(state))) + weighted @ slope @ broad
+    innovation = digits(inputs["value"]) - seen
+    found: Array = spread @ inverse(system) @ weighted @ innovation
+    return found
 
 
-def _posterior_mean(x: Array, sigma: float, inputs: Mapping[str, Array]) -> Array:
-    """E[x_0 | x, y] in the information form: C^-1 + I / sigma^2 + H^T R^-1 H."""
-    prior, operator, precision = (
-        np.linalg.inv(inputs["covariance"]),
-        inputs["operator"],
-        np.diag(1 / inputs["variance"]),
-    )
-    information = prior + np.eye(len(prior)) / sigma**2 + operator.T @ precision @ operator
-    seen = prior @ inputs["mean"] + operator.T @ precision @ inputs["value"] + x / sigma**2
-    return np.linalg.solve(information, seen.T).T
+def _posterior_mean(inputs: Arrays, prior: Array, mean: Array, x: Array, sigma: Any) -> Array:
+    """E[x_0 | x, y], [GUIDE-8]: precisions add up, and so do means weighted by them."""
+    operator, precision = digits(inputs["operator"]), inverse(prior)
+    weighted = operator.T / digits(inputs["variance"])
+    information = precision + digits(np.eye(len(prior))) / sigma**2 + weighted @ operator
+    total = mean @ precision + x / sigma**2 + weighted @ digits(inputs["value"])
+    found: Array = total @ inverse(information)
+    return found
 
 
-def problem(seed: int, size: int = 4) -> dict[str, Array]:
-    """Prior, and three observations of different variance, two of which overlap (H H^T is not diagonal)."""
+# Problems.
+
+
+def seen_by(seed: int, operator: Any, variance: Any) -> dict[str, Array]:
+    """A prior, and observations through that operator with those variances."""
     rng = np.random.default_rng(seed)
-    operator = np.zeros((3, size))
-    operator[0, 0], operator[1, [0, 2]], operator[2, 3] = 1.0, [0.25, 0.75], 1.0
+    size = len(operator[0])
     return {
         "mean": rng.standard_normal(size),
         "covariance": covariance(size, rng),
-        "operator": operator,
-        "value": 2 * rng.standard_normal(3),
-        "variance": np.array([0.5, 0.1, 2.0]),
+        "operator": np.array(operator, np.float64),
+        "value": 2 * rng.standard_normal(len(operator)),
+        "variance": np.array(variance, np.float64),
     }
+
+
+def problem(seed: int) -> dict[str, Array]:
+    """Three observations of four variables with different errors, two of which overlap: H H^T is not diagonal."""
+    operator = [[1.0, 0.0, 0.0, 0.0], [0.25, 0.0, 0.75, 0.0], [0.0, 0.0, 0.5, 1.0]]
+    return seen_by(seed, operator, [0.5, 0.1, 2.0])
+
+
+def _speeds(seed: int) -> dict[str, Array]:
+    """Three wind speeds of overlapping pairs, around a mean that is not calm."""
+    found = problem(seed) | {"mean": np.array([3.0, -2.0, 1.5, 4.0]), "value": np.array([2.5, 6.0, 3.0])}
+    return {k: v for k, v in found.items() if k != "operator"} | {"pairs": np.array([[0, 1], [2, 1], [3, 2]])}
+
+
+def _at(found: dict[str, Array], sigma: list[float], seed: int) -> dict[str, Array]:
+    """With noisy states at these levels."""
+    levels = np.array(sigma)
+    noise = np.random.default_rng(seed).standard_normal((len(sigma), len(found["mean"])))
+    return found | {"x": found["mean"] + (1 + levels)[:, None] * noise, "sigma": levels}
 
 
 SIGMA = [0.1, 0.8, 5.0]
 
 
-def _inputs(seed: int) -> dict[str, Array]:
-    levels = np.array(SIGMA)
-    return problem(seed) | {
-        "x": (1 + levels)[:, None] * np.random.default_rng(seed + 1).standard_normal((3, 4)),
-        "sigma": levels,
-    }
+def _expected(inputs: Arrays, params: Params) -> dict[str, Array]:
+    with mp.workdps(DIGITS):
+        levels = digits(inputs["sigma"])
+        rows = [guided(inputs, params, digits(x)[None], s)[0] for x, s in zip(inputs["x"], levels, strict=True)]
+        return {"guided": floats(np.stack(rows))}
 
 
-def _bound(inputs: Mapping[str, Array], params: Mapping[str, Any], expected: Array) -> Bound:
-    worst = 0.0
-    for sigma in SIGMA:
-        system = _system(sigma, inputs["covariance"], inputs["operator"], inputs["variance"], params)
-        prior = inputs["covariance"] + sigma**2 * np.eye(len(inputs["covariance"]))
-        worst = max(worst, float(np.linalg.cond(system)), float(np.linalg.cond(prior)))
-    gain = max(SIGMA) ** 2 / float(inputs["variance"].min()) if params["method"] == "dps" else 1.0
-    why = f"systems of condition {worst:.3g}, products of 4 terms, a correction of {gain:.3g} times the innovation"
-    return Bound(math.ceil(32 * worst * gain), why, scale=float(np.abs(expected).max()))
-
-
-def _case(name: str, requirements: tuple[str, ...], params: dict[str, Any], meaning: str) -> Case:
-    inputs = _inputs(700)
-    rows = [guided_mean(inputs["x"][i : i + 1], s, inputs, params) for i, s in enumerate(SIGMA)]
-    if params["method"] == "mmps":
-        rows = [_posterior_mean(inputs["x"][i : i + 1], s, inputs) for i, s in enumerate(SIGMA)]
-    expected = np.concatenate(rows)
-    return Case(
+def _case(
+    name: str, inputs: Arrays, params: Params, meaning: str, *more: str, hunts: tuple[str, ...] = (),
+    judge: Judge | None = None, smoke: bool = False,
+) -> Recipe:  # fmt: skip
+    return Recipe(
         f"guidance/{name}",
         "guided_mean",
-        requirements,
-        _bound(inputs, params, expected),
+        ("GUIDE-1", NAMED[params["method"]], *more),
+        ("smoke", "guidance") if smoke else ("guidance",),
+        judge or Chain("the denoiser, its derivative, the operator and a small system, one noise level a sample"),
         meaning,
         inputs,
         params,
-        {"guided": expected},
+        _expected(inputs, params),
+        hunts=hunts,
     )
 
 
-def _nothing_observed() -> Case:
-    inputs = _inputs(702) | {"operator": np.zeros((0, 4)), "value": np.zeros(0), "variance": np.zeros(0)}
-    expected = np.concatenate(
-        [gaussian_mean(inputs["x"][i : i + 1], s, inputs["mean"], inputs["covariance"]) for i, s in enumerate(SIGMA)]
-    )
-    bound = Bound(256, "the denoiser alone: a system of condition below 10 and products of 4 terms")
-    return Case(
+def _methods() -> list[Recipe]:
+    """The four on three noise levels, and on one variable that can be followed by hand."""
+    inputs = _at(problem(700), SIGMA, 701)
+    hand = {
+        "mean": np.zeros(1),
+        "covariance": np.array([[4.0]]),
+        "operator": np.ones((1, 1)),
+        "value": np.array([6.0]),
+        "variance": np.array([0.5]),
+        "x": np.array([[2.0]]),
+        "sigma": np.array([2.0]),
+    }
+    few = Bound(32, "J = 1/2, D = 1, an innovation of 5: about ten roundings of numbers below 50", scale=32.0)
+    meanings = {
+        "dps": ("R is taken as a standard deviation, sigma^2 or J^T is missing, or the innovation has the other sign",
+                ("variance_as_std", "guidance_sigma", "guidance_sign", "jacobian_dropped")),
+        "pigdm": ("r is not squared, sigma_data is taken as 1, or H H^T as diagonal",
+                  ("pigdm_r_for_r2", "pigdm_sigma_data_one", "pigdm_one_step")),
+        "sda": ("gamma multiplies sigma instead of sigma^2, or is ignored", ("sda_gamma_sigma", "sda_gamma_default")),
+        "mmps": ("the covariance of x_0 given x is not sigma^2 J, or the conjugate gradients stop early",
+                 ("mmps_one_step", "mmps_sigma")),
+    }  # fmt: skip
+    found = []
+    for name, (meaning, hunts) in meanings.items():
+        more = ("GUIDE-8",) if name == "mmps" else ("GUIDE-6", "CONV-6") if name == "dps" else ()
+        found.append(_case(name, inputs, METHODS[name], meaning, *more, hunts=hunts))
+        text = "one variable, one observation, all numbers powers of two: the formula itself is another"
+        settings = METHODS[name] | (
+            {"gamma": 0.25} if name == "sda" else {"sigma_data": 2.0} if name == "pigdm" else {}
+        )
+        found.append(_case(f"{name}-by-hand", hand, settings, text, judge=few, smoke=name == "dps"))
+    return found
+
+
+def _geometry() -> list[Recipe]:
+    """What is observed: one point often, more than there is, one thing alone, with errors of all sizes."""
+    point = [[0.0, 1.0, 0.0]] * 3 + [[1.0, 1.0, 0.0], [0.0, 0.5, 0.5]]
+    often = _at(seen_by(710, point, [0.5, 0.25, 4.0, 1.0, 0.3]), SIGMA, 711)
+    wide = _at(problem(712) | {"variance": np.array([1e-3, 1.0, 1e3])}, SIGMA, 713)
+    one = _at(seen_by(714, [[0.5, -1.0, 0.0, 2.0]], [0.2]), [0.05, 1.0, 30.0], 715)
+    scaled = _at(seen_by(718, [[3.0, 0, 0, 0], [0, -0.125, 0, 0], [0, 0, 0.5, 0.5]], [2.0, 0.01, 0.4]), SIGMA, 719)
+    twice = "observations of one point overwrite one another, or their errors are averaged"
+    loose = METHODS["mmps"] | {"steps": 60}
+    sizes = "errors of very different size: the variances are applied to each other's observations, or averaged"
+    return [
+        _case("dps-repeated", often, METHODS["dps"], twice, "GUIDE-6"),
+        _case("pigdm-repeated", often, METHODS["pigdm"], f"{twice}, or H H^T is taken as diagonal"),
+        _case("mmps-repeated", often, METHODS["mmps"], f"more observations than variables; {twice}", "GUIDE-8"),
+        _case("pigdm-wide", wide, METHODS["pigdm"] | {"sigma_data": 3.0}, sizes, hunts=("pigdm_sigma_data_one",)),
+        _case("mmps-wide", wide, loose, sizes, "GUIDE-6", "GUIDE-8"),
+        _case("mmps-one", one, METHODS["mmps"] | {"steps": 1}, "one observation takes one step, exactly", "GUIDE-8"),
+        _case(
+            "sda-zero", scaled, METHODS["sda"] | {"gamma": 0.0},
+            "gamma = 0 is refused, or is not dps", hunts=("sda_gamma_default",),
+        ),
+        _case(
+            "pigdm-scaled", scaled, METHODS["pigdm"],
+            "the squared sizes of H's rows are missing in H H^T", hunts=("pigdm_identity",),
+        ),
+    ]  # fmt: skip
+
+
+def _extremes() -> list[Recipe]:
+    ends = _at(problem(720), [0.002, 80.0], 721)
+    meaning = "at the ends of the schedule: cancellation at small sigma, a term that should vanish at large sigma"
+    return [_case(f"{name}-ends", ends, METHODS[name], meaning) for name in ("dps", "pigdm", "mmps")]
+
+
+def _nonlinear() -> list[Recipe]:
+    inputs = _at(_speeds(730), SIGMA, 731)
+    meaning = "wind speeds: H' is not taken at the denoised state, or H' xhat stands for H(xhat)"
+    return [
+        _case(f"{name}-speed", inputs, params, meaning, hunts=("operator_at_noisy_state",))
+        for name, params in METHODS.items()
+    ]
+
+
+NOTHING = {"operator": np.zeros((0, 4)), "value": np.zeros(0), "variance": np.zeros(0)}
+
+
+def _nothing_observed() -> Recipe:
+    inputs = _at(problem(702) | NOTHING, SIGMA, 703)
+    return Recipe(
         "guidance/no-observation",
         "guided_mean",
         ("GUIDE-10",),
-        bound,
+        ("guidance",),
+        Chain("the denoiser alone"),
         "no observation is treated as an observation of something",
         inputs,
-        {"method": "dps"},
-        {"guided": expected},
+        METHODS["dps"],
+        _expected(inputs, METHODS["dps"]),
     )
 
 
-def _refusals() -> list[Case]:
-    valid = _inputs(703)
-    params = {"method": "dps"}
+Change = tuple[str, str, str, str, dict[str, Array]]  # name, requirement, why, meaning, changed inputs
 
-    def case(name: str, requirements: tuple[str, ...], why: str, meaning: str, **change: Array) -> Case:
-        return Case(
-            f"guidance/{name}",
-            "guided_mean",
-            requirements,
-            MustReject(why),
-            meaning,
-            valid | change,
-            params,
-            neighbour=(valid, params),
+
+def refused_inputs(valid: Arrays) -> list[Change]:
+    """Offences against three observations of four variables, for every operation that takes them."""
+
+    def third(name: str, value: float) -> dict[str, Array]:
+        return {name: np.array([*valid[name][:2].tolist(), value])}
+
+    broken = np.where(valid["operator"] == 0.25, np.inf, valid["operator"])
+    return [
+        ("zero-variance", "GUIDE-6", "a variance of 0", "a variance of 0 gives inf or NaN", third("variance", 0.0)),
+        ("negative-variance", "GUIDE-6", "a variance of -2", "a negative variance repels", third("variance", -2.0)),
+        ("nan-variance", "GUIDE-6", "a variance is NaN", "a NaN among variances spreads", third("variance", np.nan)),
+        (
+            "infinite-variance", "GUIDE-6", "a variance is inf",
+            "an infinite variance stands for a missing observation, which should be absent", third("variance", np.inf),
+        ),
+        (
+            "missing-value", "GUIDE-7", "an observation is NaN",
+            "missing observations are masked by multiplication, and NaN spreads", third("value", np.nan),
+        ),
+        ("infinite-value", "GUIDE-7", "an observation is -inf", "an infinite value is used", third("value", -np.inf)),
+        ("broken-operator", "GUIDE-11", "a weight of H is inf", "an infinite weight is used", {"operator": broken}),
+        (
+            "other-state", "GUIDE-11", "an operator on 5 variables, a state of 4",
+            "an operator of another state's size is cropped or padded", {"operator": np.ones((3, 5))},
+        ),
+        (
+            "fewer-variances", "GUIDE-6", "2 variances for 3 observations",
+            "variances are broadcast over observations", {"variance": valid["variance"][:1]},
+        ),
+    ]  # fmt: skip
+
+
+def _refusals() -> list[Recipe]:
+    valid, params = _at(problem(740), SIGMA, 741), METHODS["dps"]
+    found = [
+        Recipe(
+            f"guidance/refuses-{name}", "guided_mean", (requirement, "CONV-10"), ("guidance",), MustReject(why),
+            meaning, valid | change, params, neighbour=(valid, params),
         )
+        for name, requirement, why, meaning, change in refused_inputs(valid)
+    ]  # fmt: skip
+    negative = Recipe(
+        "guidance/refuses-negative-gamma",
+        "guided_mean",
+        ("GUIDE-4", "CONV-10"),
+        ("guidance",),
+        MustReject("gamma = -0.1"),
+        "a negative gamma makes W indefinite without complaint",
+        valid,
+        METHODS["sda"] | {"gamma": -0.1},
+        neighbour=(valid, METHODS["sda"] | {"gamma": 0.1}),
+    )
+    return [*found, negative]
 
+
+# Networks: their derivative is not symmetric, so that J and J^T differ.
+
+
+def _axis(length: int, tiled: bool = False) -> dict[str, Any]:
+    cut = {"core": 4, "halo": 2, "blend": 2} if tiled else {"core": length, "halo": 0, "blend": 0}
+    return {"length": length, **cut, "periodic": False, "patch": 2}
+
+
+def _network(
+    seed: int, cols: int = 4, sigma: tuple[float, ...] = (0.4, 3.0)
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Inputs and params of a network of width 4 on a grid of 4 rows, in two tiles where it has 8 columns."""
+    c = config(
+        width=4, depth=1, mlp_ratio=2, position_features=2, position_octaves=1, noise_features=4, sigma_data=0.75
+    )  # fmt: skip
+    inputs = network_inputs(c, (4, cols), sigma, [[6.0]] * len(sigma), seed)
+    axes = {"y": _axis(4), "x": _axis(cols, tiled=cols == 8)}
+    return inputs, {"config": c, "chunk": 1, "periodic": False, "together": 2} | axes
+
+
+def _points(cols: int, *bilinear: tuple[int, int, int], error: float = 0.3) -> dict[str, Array]:
+    """Bilinear observations of (channel, row, column), each of the four points south-east of it."""
+    corner = np.array([(channel * 4 + row) * cols + col for channel, row, col in bilinear])
+    n = len(bilinear)
+    return {
+        "index": corner[:, None] + np.array([0, 1, cols, cols + 1]),
+        "weight": np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]])[np.arange(n) % 3],
+        "value": np.array([1.5, -2.0, 0.75, 3.0])[:n],
+        "variance": error * np.array([1.0, 0.5, 2.0, 1.0])[:n],
+    }
+
+
+def _network_case(
+    name: str, inputs: Arrays, params: Params, meaning: str, *requirements: str,
+    profiles: tuple[str, ...] = ("guidance",), dtype: str | None = None, hunts: tuple[str, ...] = (),
+) -> Recipe:  # fmt: skip
+    return Recipe(
+        f"guidance/network-{name}",
+        "guided_denoise",
+        requirements,
+        profiles,
+        Chain("a network, its derivative by reverse mode, and the algebra of guidance around it"),
+        meaning,
+        inputs,
+        params,
+        hunts=hunts,
+        dtype=dtype,
+    )
+
+
+def _networks() -> list[Recipe]:
+    inputs, params = _network(750)
+    three = _points(4, (0, 0, 0), (1, 2, 1), (0, 0, 0))
+    three["index"][2] = three["index"][2][::-1]  # reads one point, which the first reads too
+    wide, tiles = _network(751, cols=8)
+    seam = _points(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
+    fine, narrow = _network(752, sigma=(0.004, 0.03))
+    nothing = {name: value[:0] for name, value in three.items()}
+    transposed = "J stands for J^T: a network's derivative is not symmetric"
     return [
-        case(
-            "refuses-zero-variance",
-            ("GUIDE-6",),
-            "a variance of 0",
-            "an error variance of 0 gives inf or NaN",
-            variance=np.array([0.5, 0.0, 2.0]),
+        _network_case(
+            "dps", inputs | three, params | METHODS["dps"], f"{transposed}, or points read twice overwrite",
+            "GUIDE-1", "GUIDE-2", "CONV-1", profiles=("smoke", "guidance"),
+            hunts=("jacobian_dropped", "adjoint_overwrites"),
         ),
-        case(
-            "refuses-missing-value",
-            ("GUIDE-7", "CONV-7"),
-            "an observation is NaN",
-            "missing observations are masked by multiplication, and NaN spreads",
-            value=np.array([0.5, np.nan, 2.0]),
+        _network_case(
+            "pigdm", inputs | three, params | METHODS["pigdm"] | {"sigma_data": 0.75},
+            f"{transposed}, or H H^T misses points that two observations read", "GUIDE-1", "GUIDE-3",
         ),
-        case(
-            "refuses-broken-operator",
-            ("GUIDE-11",),
-            "a weight of H is inf",
-            "an observation through an infinite weight is used",
-            operator=np.where(valid["operator"] == 0.25, np.inf, valid["operator"]),
+        _network_case("sda", inputs | three, params | METHODS["sda"], transposed, "GUIDE-1", "GUIDE-4"),
+        _network_case(
+            "mmps-one", inputs | _points(4, (1, 1, 2)), params | METHODS["mmps"] | {"steps": 1},
+            "one observation is one number to divide by, R + sigma^2 h J h^T", "GUIDE-1", "GUIDE-5",
         ),
-        Case(
-            "guidance/refuses-negative-gamma",
-            "guided_mean",
-            ("GUIDE-4",),
-            MustReject("gamma = -0.1"),
-            "a negative gamma makes W indefinite without complaint",
-            valid,
-            {"method": "sda", "gamma": -0.1},
-            neighbour=(valid, {"method": "sda", "gamma": 0.1}),
+        _network_case(
+            "tiled-dps", wide | seam, tiles | METHODS["dps"],
+            "guidance inside each tile instead of on the blend: observations in overlaps count twice", "GUIDE-1",
+            "TILE-6",
+            hunts=("guidance_in_tiles",),
         ),
-    ]
+        _network_case(
+            "tiled-pigdm", wide | seam, tiles | METHODS["pigdm"], "D is the blend and J that of one tile", "GUIDE-1",
+            "GUIDE-3", "TILE-6",
+        ),
+        _network_case(
+            "no-observation", inputs | nothing, params | METHODS["dps"],
+            "without observations the guided mean is not the denoiser", "GUIDE-10",
+        ),
+        _network_case(
+            "narrow", fine | _points(4, (0, 1, 0), (1, 2, 2), error=1e-3), narrow | METHODS["pigdm"],
+            "guidance's algebra is in the network's dtype", "NUM-9", "GUIDE-1", profiles=("lowprec",), dtype="float32",
+        ),
+    ]  # fmt: skip
 
 
-def cases() -> list[Case]:
-    """The four methods, no observation, and observations that must be refused."""
+def _network_refusals() -> list[Recipe]:
+    inputs, params = _network(760, sigma=(1.0,))
+    valid, settings = inputs | _points(4, (0, 0, 0), (1, 2, 2)), params | METHODS["dps"]
+
+    def changed(name: str, value: float) -> dict[str, Array]:
+        found = valid[name].copy()
+        found[1, 3] = value
+        return {name: found}
+
+    offences = {
+        "index-above": (changed("index", 32), "index 32 of a state of 32 points", "an index past the end is clamped"),
+        "index-below": (changed("index", -1), "index -1", "an index of -1 reads the last point"),
+        "weight": (changed("weight", np.nan), "a weight is NaN", "a NaN among weights spreads"),
+    }
     return [
-        _case(
-            "dps",
-            ("GUIDE-1", "GUIDE-2", "GUIDE-6", "CONV-6"),
-            {"method": "dps"},
-            "R is taken as a standard deviation, sigma^2 or J^T is missing, or the innovation has the other sign",
-        ),
-        _case(
-            "pigdm",
-            ("GUIDE-1", "GUIDE-3"),
-            {"method": "pigdm", "sigma_data": 0.8},
-            "r is not squared, sigma_data is taken as 1, or H H^T as diagonal",
-        ),
-        _case(
-            "sda",
-            ("GUIDE-1", "GUIDE-4"),
-            {"method": "sda", "gamma": 0.3},
-            "gamma multiplies sigma instead of sigma^2, or is ignored",
-        ),
-        _case(
-            "mmps",
-            ("GUIDE-1", "GUIDE-5", "GUIDE-8"),
-            {"method": "mmps", "steps": 6},
-            "the covariance of x_0 given x is not sigma^2 J, or the conjugate gradients stop early",
-        ),
-        _nothing_observed(),
-        *_refusals(),
-    ]
+        Recipe(
+            f"guidance/network-refuses-{name}", "guided_denoise", ("GUIDE-11", "CONV-10"), ("guidance",),
+            MustReject(why), meaning, valid | change, settings, neighbour=(valid, settings),
+        )
+        for name, (change, why, meaning) in offences.items()
+    ]  # fmt: skip
+
+
+def recipes() -> list[Recipe]:
+    """The four methods on Gaussian problems and on a network, no observation, and what must be refused."""
+    parts: tuple[Callable[[], list[Recipe]], ...] = (
+        _methods, _geometry, _extremes, _nonlinear, lambda: [_nothing_observed()], _refusals, _networks,
+        _network_refusals,
+    )  # fmt: skip
+    return [recipe for part in parts for recipe in part()]

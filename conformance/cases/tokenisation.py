@@ -1,20 +1,27 @@
-"""Cases of chapter 1: patches, their order, and where on Earth they are.
+"""Cases of chapter 1: patches, their order, where on Earth they are, and the two embeddings.
 
-Expected values: slices of arrays of integers (exact) and trigonometry of the patch centres in NumPy.
+Expected values: slices of arrays of integers (exact), trigonometry of the patch centres in NumPy, and the sines and
+cosines of the codes to 50 digits; the embeddings with generic weights are the reference's.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mpmath
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.case import Case
+from conformance.case import Chain, Recipe
+from conformance.cases import draw
+from conformance.cases.networks import config, past_inputs, shapes, state_inputs, weights
 from conformance.tolerance import Bound, Exact, MustReject
 
-__all__ = ["cases", "fourier", "patchify", "unpatchify"]
+__all__ = ["age_code", "position_code", "recipes"]
 
 COPY = Exact("values are moved, not computed")
 
 
-def patchify(x: Array, patch: tuple[int, int]) -> Array:
+def _patchify(x: Array, patch: tuple[int, int]) -> Array:
     """[TOK-1], [TOK-2] by slices: [b, c, h, w] -> [b, n, c p q]."""
     b, _, h, w = x.shape
     p, q = patch
@@ -22,7 +29,7 @@ def patchify(x: Array, patch: tuple[int, int]) -> Array:
     return np.stack([x[:, :, i : i + p, j : j + q].reshape(b, -1) for i, j in corners], 1)
 
 
-def unpatchify(tokens: Array, patch: tuple[int, int], rows: int) -> Array:
+def _unpatchify(tokens: Array, patch: tuple[int, int], rows: int) -> Array:
     """The inverse by slices: [b, n, c p q] -> [b, c, h, w]."""
     b, n, values = tokens.shape
     p, q = patch
@@ -34,27 +41,93 @@ def unpatchify(tokens: Array, patch: tuple[int, int], rows: int) -> Array:
     return x
 
 
-def fourier(r: Array, octaves: int) -> Array:
-    """[TOK-7] sines, then cosines; coordinate by coordinate, j fastest: [..., P] -> [..., 2 P J]."""
-    phase = np.stack([2.0**j * np.pi / 2 * r[..., i] for i in range(r.shape[-1]) for j in range(octaves)], -1)
-    return np.concatenate([np.sin(phase), np.cos(phase)], -1)
+def _moves() -> list[Recipe]:
+    """Order of tokens and values, bits, and the way back."""
+    x = np.arange(2 * 3 * 4 * 9, dtype=np.float64).reshape(2, 3, 4, 9)
+    odd = np.array([0.1015625, -0.0, 2.0**-126, 1.5 * 2.0**126, 0.333984375, -3.140625] * 16).reshape(1, 2, 6, 8)
+    tokens = _patchify(x, (2, 3))
+    return [
+        Recipe(
+            "tokenisation/order",
+            "patchify",
+            ("TOK-1", "TOK-2", "CONV-1"),
+            ("core",),
+            COPY,
+            "tokens are not row-major over patches, or values inside a token not channel, row, column",
+            {"x": x},
+            {"patch": [2, 3]},
+            {"tokens": tokens},
+            hunts=("tokens_column_major", "tokens_channel_last", "token_columns_before_rows"),
+        ),
+        Recipe(
+            "tokenisation/bits",
+            "patchify",
+            ("TOK-3",),
+            ("core",),
+            COPY,
+            "values are rounded, scaled or flushed to zero on the way into tokens",
+            {"x": odd},
+            {"patch": [3, 2]},
+            {"tokens": _patchify(odd, (3, 2))},
+        ),
+        Recipe(
+            "tokenisation/inverse",
+            "unpatchify",
+            ("TOK-2", "TOK-3"),
+            ("core",),
+            COPY,
+            "fields do not come back from their tokens: another order than patchify's",
+            {"tokens": tokens},
+            {"patch": [2, 3], "rows": 2},
+            {"x": _unpatchify(tokens, (2, 3), 2)},
+        ),
+    ]
 
 
-def _position(case_id: str, kind: str, latitude: Array, longitude: Array, expected: Array, meaning: str) -> Case:
+def _code(values: Sequence[Any], octaves: int) -> list[float]:
+    """[TOK-7] to 50 digits, rounded once: all sines, then all cosines, coordinate by coordinate, the octave fastest."""
+    with mpmath.workdps(50):
+        phases = [mpmath.mpf(2) ** j * mpmath.pi * value / 2 for value in values for j in range(octaves)]
+        return [float(wave(phase)) for wave in (mpmath.sin, mpmath.cos) for phase in phases]
+
+
+def position_code(position: Array, octaves: int) -> Array:
+    """[TOK-7]: the sines and cosines of positions [rows, cols, P], to [n, 2 P J]."""
+    return np.array(
+        [_code([mpmath.mpf(float(r)) for r in point], octaves) for point in position.reshape(-1, position.shape[-1])]
+    )
+
+
+def age_code(age: float, octaves: int) -> Array:
+    """[TOK-8]: the sines and cosines of one age in hours, [2 J]."""
+    with mpmath.workdps(50):
+        return np.array(_code([mpmath.log(1 + mpmath.mpf(age), 2) / 8], octaves))
+
+
+def _position(
+    name: str,
+    kind: str,
+    latitude: Array,
+    longitude: Array,
+    expected: Array,
+    meaning: str,
+    patch: tuple[int, int] = (2, 2),
+) -> Recipe:
     why = "unit-size coordinates; angles below 2 pi are known to 2 pi eps, sine and cosine add one rounding each"
-    return Case(
-        f"tokenisation/{case_id}",
+    return Recipe(
+        f"tokenisation/{name}",
         "position",
-        ("TOK-6",),
-        Bound(16, why, scale=1.0),
+        ("TOK-6", "TOK-9", "CONV-3"),
+        ("core",),
+        Bound(32, why, scale=1.0),
         meaning,
         {"latitude": latitude, "longitude": longitude},
-        {"kind": kind, "patch": [2, 2]} | ({"length": 10.0} if kind == "region" else {}),
+        {"kind": kind, "patch": list(patch)} | ({"length": 10.0} if kind == "region" else {}),
         {"position": expected},
     )
 
 
-def _positions() -> list[Case]:
+def _positions() -> list[Recipe]:
     latitude, longitude = np.array([90.0, 60, 30, 0, -30, -60]), np.arange(300.0, 420.0, 15.0)
     lat, lon = np.radians(latitude.reshape(-1, 2).mean(1))[:, None], np.radians(longitude.reshape(-1, 2).mean(1))
     sphere = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat) + 0 * lon], -1)
@@ -91,62 +164,164 @@ def _positions() -> list[Case]:
     ]
 
 
-def cases() -> list[Case]:
-    """Order of tokens and values, round trip, positions, and grids that the patch does not divide."""
+def _irregular_positions() -> list[Recipe]:
+    """Grids whose patches are neither square nor evenly spaced: centre and middle are then not what a step gives."""
+    latitude, longitude = np.array([90.0, 88, 80, 51, 50, 7, -33, -89, -90]), np.array([170.0, 178, 181, 190])
+    lat = np.radians(latitude.reshape(-1, 3).mean(1))[:, None]
+    lon = np.radians(longitude)
+    sphere = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat) + 0 * lon], -1)
+    north, east = np.array([60.0, 52, 48, 46]), np.array([355.0, 356, 358, 362, 370, 371])
+    x = (east.reshape(-1, 3).mean(1) - 363) * np.cos(np.radians(53.0)) / 10
+    y = (north - 53) / 10
+    region = np.stack([np.broadcast_to(x, (4, 2)), np.broadcast_to(y[:, None], (4, 2))], -1)
+    return [
+        _position(
+            "position-irregular-sphere",
+            "sphere",
+            latitude,
+            longitude,
+            sphere,
+            "the centre is taken from the corner and the spacing, or is the mean of unit vectors, not of coordinates",
+            (3, 1),
+        ),
+        _position(
+            "position-irregular-region",
+            "region",
+            north,
+            east,
+            region,
+            "the region's middle is the mean of its coordinates instead of the middle of its extremes",
+            (1, 3),
+        ),
+    ]
+
+
+def _embed(name: str, seed: int, grid: tuple[int, int], changes: Mapping[str, Any], meaning: str) -> Recipe:
+    c, rng = config(width=8, **changes), np.random.default_rng(seed)
+    inputs = weights(shapes(c), rng, "embed_state", "embed_position") | state_inputs(c, grid, 2, rng)
+    return Recipe(
+        f"tokenisation/{name}",
+        "embed",
+        ("TOK-4", "TOK-7", "TOK-9"),
+        ("core",),
+        Chain("a patch embedding and a position code"),
+        meaning,
+        inputs | {"x": draw(rng, 2, c["channels"], *grid)},
+        {"config": c},
+    )
+
+
+def _codes() -> list[Recipe]:
+    """The codes themselves: the patch embedding is zero and the code's matrix the identity."""
+    c = config(width=16, position_features=2, position_octaves=4, patch=[1, 2], heads=4)
+    rng = np.random.default_rng(104)
+    position = rng.uniform(-1, 1, (2, 3, 2))
+    position[0, :2] = [[1, -1], [-1, 1]]  # the ends of the range: the longest wave must tell them apart
+    zero = {f"weights.embed_state.{part}": np.zeros(shape) for part, shape in (("weight", (16, 6)), ("bias", (16,)))}
+    field = {"x": draw(rng, 1, 2, 2, 6), "static": draw(rng, 1, 1, 2, 6)}
+    why = "phases below 4 pi are known to 8 pi u, sine and cosine have slopes below one and round once, then once more"
+    return [
+        Recipe(
+            "tokenisation/position-code",
+            "embed",
+            ("TOK-7", "TOK-9"),
+            ("core",),
+            Bound(32, why, scale=1.0),
+            "the longest wave is not 4, octaves do not double, or sines, cosines and coordinates are in another order",
+            zero | field | {"weights.embed_position.weight": np.eye(16), "position": position},
+            {"config": c},
+            {"tokens": position_code(position, 4)[None]},
+            hunts=("fourier_interleaved", "fourier_cosines_first", "fourier_octaves_from_one"),
+        ),
+    ]
+
+
+def _embeddings() -> list[Recipe]:
+    c, rng = config(patch=[1, 2]), np.random.default_rng(101)
+    some = weights(shapes(c), rng, "embed_state", "embed_position")
+    state = {"x": draw(rng, 2, 2, 3, 8)} | state_inputs(c, (3, 8), 2, rng)
+    past = weights(shapes(c), rng, "embed_history", "embed_position", "embed_age")
+    past |= past_inputs(c, (3, 8), [[6.0, 1.0, 250.0], [0.5, 12.0, 8760.0]], rng) | {"position": state["position"]}
+    return [
+        Recipe(
+            "tokenisation/embed",
+            "embed",
+            ("TOK-4", "TOK-7", "TOK-9"),
+            ("core",),
+            Chain("a patch embedding and a position code"),
+            "static channels stand before the state's, or the position code is in another order",
+            some | state,
+            {"config": c},
+        ),
+        Recipe(
+            "tokenisation/embed-history",
+            "embed_history",
+            ("TOK-5", "TOK-7", "TOK-8", "TOK-9"),
+            ("core",),
+            Chain("a patch embedding, a position and an age code"),
+            "frames share one age or one static field, or age is in another unit or scale",
+            past,
+            {"config": c},
+            hunts=("age_in_days", "age_natural_logarithm", "age_shared"),
+        ),
+        _embed(
+            "embed-single",
+            102,
+            (6, 2),
+            {"channels": 1, "static_channels": 0, "patch": [3, 1], "position_features": 1, "position_octaves": 1},
+            "one channel without static fields or a one-number position is not handled: a dimension is dropped",
+        ),
+        _embed(
+            "embed-region",
+            103,
+            (2, 6),
+            {"channels": 1, "static_channels": 3, "patch": [1, 2], "position_features": 2, "position_octaves": 6},
+            "octaves and coordinates of the position code are exchanged, or it is computed in the network's dtype",
+        ),
+    ]
+
+
+def _refusals() -> list[Recipe]:
     x = np.arange(2 * 3 * 4 * 9, dtype=np.float64).reshape(2, 3, 4, 9)
-    odd = np.array([0.1, -0.0, 5e-324, 1.7e308, 1 / 3, -np.pi] * 16).reshape(1, 2, 6, 8)
-    tokens = patchify(x, (2, 3))
+    tokens = np.arange(2 * 6 * 12, dtype=np.float64).reshape(2, 6, 12)
     refused = "the patch does not divide the grid"
     return [
-        Case(
-            "tokenisation/order",
-            "patchify",
-            ("TOK-1", "TOK-2"),
-            COPY,
-            "tokens are not row-major over patches, or values inside a token not channel, row, column",
-            {"x": x},
-            {"patch": [2, 3]},
-            {"tokens": tokens},
-        ),
-        Case(
-            "tokenisation/bits",
-            "patchify",
-            ("TOK-3",),
-            COPY,
-            "values are rounded, scaled or flushed to zero on the way into tokens",
-            {"x": odd},
-            {"patch": [3, 2]},
-            {"tokens": patchify(odd, (3, 2))},
-        ),
-        Case(
-            "tokenisation/inverse",
-            "unpatchify",
-            ("TOK-2", "TOK-3"),
-            COPY,
-            "fields do not come back from their tokens: another order than patchify's",
-            {"tokens": tokens},
-            {"patch": [2, 3], "rows": 2},
-            {"x": unpatchify(tokens, (2, 3), 2)},
-        ),
-        *_positions(),
-        Case(
+        Recipe(
             "tokenisation/refuses-rows",
             "patchify",
-            ("TOK-1",),
+            ("TOK-1", "CONV-10"),
+            ("core",),
             MustReject(f"{refused}: 3 rows a patch, 4 rows"),
             "rows that do not fill a patch are cropped or padded in silence",
             {"x": x},
             {"patch": [3, 3]},
             neighbour=({"x": x}, {"patch": [2, 3]}),
         ),
-        Case(
+        Recipe(
             "tokenisation/refuses-columns",
             "patchify",
-            ("TOK-1",),
+            ("TOK-1", "CONV-10"),
+            ("core",),
             MustReject(f"{refused}: 2 columns a patch, 9 columns"),
             "columns that do not fill a patch are cropped or padded in silence",
             {"x": x},
             {"patch": [2, 2]},
             neighbour=({"x": x}, {"patch": [2, 3]}),
         ),
+        Recipe(
+            "tokenisation/refuses-rows-of-tokens",
+            "unpatchify",
+            ("TOK-1", "CONV-10"),
+            ("core",),
+            MustReject("6 tokens do not fill 4 rows"),
+            "tokens that do not fill their rows are dropped or repeated",
+            {"tokens": tokens},
+            {"patch": [2, 2], "rows": 4},
+            neighbour=({"tokens": tokens}, {"patch": [2, 2], "rows": 3}),
+        ),
     ]
+
+
+def recipes() -> list[Recipe]:
+    """Order of tokens and values, round trip, positions, embeddings, and grids that the patch does not divide."""
+    return [*_moves(), *_positions(), *_irregular_positions(), *_codes(), *_embeddings(), *_refusals()]

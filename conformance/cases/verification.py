@@ -1,18 +1,46 @@
-"""Cases of the scores: CRPS, spread and skill.
+"""Cases of the scores: CRPS, spread and skill, means over points, ranks.
 
-Expected values: the pairwise definitions in fractions, on members that are dyadic numbers, rounded once at the end.
+Expected values: the definitions in fractions, on members that are dyadic numbers, rounded once at the end; cosines in
+50 digits; ranks counted one by one.
 """
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+from mpmath import mp, mpf
 
-from conformance.adapter import Array
-from conformance.case import Case
-from conformance.tolerance import Bound, MustReject
+from conformance.adapter import Array, Arrays, Params
+from conformance.case import Judge, Recipe
+from conformance.tolerance import Bound, Exact, MustReject, Ulp
 
-__all__ = ["cases"]
+__all__ = ["recipes"]
+
+SCORES = ("scores",)
+SMOKE = ("smoke", "scores")
+
+
+def _dyadic(rng: np.random.Generator, *shape: int) -> Array:
+    """Standard normal numbers in 256ths: their sums and differences do not round."""
+    x: Array = np.round(256 * rng.standard_normal(shape)) / 256
+    return x
+
+
+def _recipe(
+    name: str, op: str, requirements: tuple[str, ...], judge: Judge, meaning: str, inputs: Arrays,
+    params: Params | None = None, expected: Arrays | None = None, neighbour: Arrays | None = None,
+    hunts: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
+) -> Recipe:  # fmt: skip
+    """A case of this chapter; a valid neighbour has the same params."""
+    settings = params or {}
+    other = None if neighbour is None else (neighbour, settings)
+    return Recipe(
+        f"verification/{name}", op, requirements, profiles, judge, meaning, inputs, settings, expected, other, hunts
+    )
+
+
+# CRPS.
 
 
 def _crps(members: Array, truth: Array, fair: bool) -> Array:
@@ -21,28 +49,84 @@ def _crps(members: Array, truth: Array, fair: bool) -> Array:
     scores = []
     for p in range(truth.size):
         x, y = [Fraction(v) for v in members[:, p].tolist()], Fraction(float(truth[p]))
-        pairs = sum(abs(a - b) for a in x for b in x)
-        scores.append(float(sum(abs(a - y) for a in x) / m - Fraction(pairs) / (2 * m * (m - 1 if fair else m))))
+        pairs = sum((abs(a - b) for a in x for b in x), Fraction(0))
+        scores.append(float(sum(abs(a - y) for a in x) / m - pairs / (2 * m * (m - 1 if fair else m))))
     return np.array(scores)
 
 
 def _crps_case(
-    name: str, requirements: tuple[str, ...], members: Array, truth: Array, fair: bool, meaning: str
-) -> Case:
+    name: str, requirements: tuple[str, ...], members: Array, truth: Array, fair: bool, meaning: str,
+    hunts: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
+) -> Recipe:  # fmt: skip
     m, scale = len(members), float(np.abs(members - truth).max())
-    why = f"sums of {m} departures, each weighted by at most 2 M, divided by 2 M^2 at least"
-    inputs = {"members": members, "truth": truth}
-    bound = Bound(8 * m, why, scale=scale)
-    return Case(
-        f"verification/{name}",
-        "crps",
-        requirements,
-        bound,
-        meaning,
-        inputs,
-        {"fair": fair},
-        {"crps": _crps(members, truth, fair)},
+    why = (
+        f"sums of {m} departures below {scale:.3g}, weighted by at most 2 M and divided by M (M - 1) at least: in any "
+        "order each of the two terms is off by at most 8 M u times the largest departure"
     )
+    inputs = {"members": members, "truth": truth}
+    expected = {"crps": _crps(members, truth, fair)}
+    bound = Bound(16 * m, why, scale=scale)
+    return _recipe(
+        name, "crps", requirements, bound, meaning, inputs, {"fair": fair}, expected, hunts=hunts, profiles=profiles
+    )
+
+
+def _crps_cases() -> list[Recipe]:
+    rng = np.random.default_rng(901)
+    members, truth = _dyadic(rng, 7, 5), _dyadic(rng, 5)
+    ties = np.array([[1.0, 2.0, 0.0], [1.0, -2.0, 0.0], [3.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
+    many, skewed = _dyadic(rng, 50, 3), _dyadic(rng, 3)
+    outside = np.array([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
+    missing = members.copy()
+    missing[2, 1] = np.nan
+    scores = _crps(members, truth, False)
+    scores[1] = np.nan
+    half, biased = ("crps_half_double_sum", "crps_full_double_sum"), ("crps_fair_biased", "crps_fair_off_by_one")
+    return [
+        _crps_case(
+            "crps", ("VER-1", "VER-3"), members, truth, False, "the score is the fair one, or pairs are counted once",
+            half, SMOKE,
+        ),
+        _crps_case("crps-fair", ("VER-2",), members, truth, True, "M^2 instead of M (M - 1)", biased),
+        _crps_case("crps-two-fair", ("VER-2",), members[:2], truth, True, "M or M + 1 instead of M - 1", biased),
+        _crps_case("crps-two", ("VER-1",), members[:2], truth, False, "the fair score in place of the plain one", half),
+        _crps_case("crps-ties", ("VER-1", "VER-3"), ties, np.array([1.0, 5.0, 0.0]), False, "equal members count once"),
+        _crps_case("crps-many", ("VER-1", "VER-3"), many, skewed, False, "the sorted sum is off by one"),
+        _crps_case("crps-many-fair", ("VER-2", "VER-3"), many, skewed, True, "the fair score of many members"),
+        _crps_case(
+            "crps-outside", ("VER-1",), outside, np.array([-8.0, 16.0]), False,
+            "a truth outside the ensemble: a score from the two nearest members, or from ranks",
+        ),
+        _crps_case(
+            "crps-far", ("VER-1", "VER-10"), members + 2.0**30, truth + 2.0**30, False,
+            "a common offset cancels digits: single precision, or sums of members instead of departures",
+            ("crps_in_float32",),
+        ),
+        _crps_case("crps-one-member", ("VER-1",), members[:1], truth, False, "not one member's absolute error"),
+        _recipe(
+            "crps-nan", "crps", ("VER-4", "NUM-11"), Bound(128, "as for seven members: 16 M", scale=4.0),
+            "a NaN among the members is left out, or spreads to other points",
+            {"members": missing, "truth": truth}, {"fair": False}, {"crps": scores},
+        ),
+        _recipe(
+            "refuses-one-fair-member", "crps", ("VER-2", "CONV-10"), MustReject("M (M - 1) = 0 for one member"),
+            "the fair score of one member is NaN or inf instead of an error", {"members": members[:1], "truth": truth},
+            {"fair": True}, neighbour={"members": members[:2], "truth": truth},
+        ),
+        _recipe(
+            "refuses-other-points", "crps", ("CONV-10",), MustReject("members of 5 points, a truth of one"),
+            "a truth of another shape is broadcast", {"members": members, "truth": truth[:1]}, {"fair": False},
+            neighbour={"members": members, "truth": truth},
+        ),
+    ]  # fmt: skip
+
+
+# Spread and skill.
+
+
+def _root(square: Fraction) -> float:
+    with mp.workdps(50):
+        return float(mp.sqrt(mpf(square.numerator) / square.denominator))
 
 
 def _spread_skill(members: Array, truth: Array, weights: list[Fraction], points: list[int]) -> dict[str, Array]:
@@ -55,93 +139,229 @@ def _spread_skill(members: Array, truth: Array, weights: list[Fraction], points:
         mean = sum(x, Fraction(0)) / m
         error += weights[p] * (mean - Fraction(float(truth[p]))) ** 2 / total
         variance += weights[p] * sum(((a - mean) ** 2 for a in x), Fraction(0)) / (m - 1) / total
-    ratio = math.sqrt((1 + Fraction(1, m)) * variance / error)
+    ratio = _root((1 + Fraction(1, m)) * variance / error)
     return {
-        name: np.array(value)
-        for name, value in (("rmse", math.sqrt(error)), ("spread", math.sqrt(variance)), ("ratio", ratio))
+        name: np.array(value) for name, value in (("rmse", _root(error)), ("spread", _root(variance)), ("ratio", ratio))
     }
 
 
-def _spread_skill_case() -> Case:
-    rng = np.random.default_rng(900)
-    members, truth = np.round(64 * rng.standard_normal((5, 6))) / 64, np.round(64 * rng.standard_normal(6)) / 64
-    weights = [Fraction(1), Fraction(1, 2), Fraction(3, 4), Fraction(1), Fraction(1, 4), Fraction(2)]
-    expected = _spread_skill(members, truth, weights, [0, 1, 2, 4])
-    truth[[3, 5]] = np.nan
-    inputs = {
-        "members": members,
-        "truth": truth,
-        "weights": np.array([float(w) for w in weights]),
-        "mask": np.array([True, True, True, False, True, False]),
-    }
-    bound = Bound(
-        64,
-        "sums over 4 points of sums over 5 members, squares and three roots; departures are below 4 times the result",
-    )
-    return Case(
-        "verification/spread-skill",
+def _skill_case(
+    name: str, requirements: tuple[str, ...], members: Array, truth: Array, meaning: str,
+    weights: list[float] | None = None, mask: list[bool] | None = None, hide: bool = False,
+    hunts: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
+) -> Recipe:  # fmt: skip
+    """hide: truth and members are NaN where the mask leaves points out."""
+    points = [p for p in range(truth.size) if mask is None or mask[p]]
+    expected = _spread_skill(members, truth, [Fraction(w) for w in weights or [1.0] * truth.size], points)
+    members, truth = members.copy(), truth.copy()
+    if hide and mask is not None:
+        members[0, ~np.array(mask)], truth[~np.array(mask)] = np.nan, np.nan
+    inputs = {"members": members, "truth": truth}
+    inputs |= {} if weights is None else {"weights": np.array(weights)}
+    inputs |= {} if mask is None else {"mask": np.array(mask)}
+    size = 1 + float(np.nanmax(np.abs(members))) / float(min(expected["rmse"], expected["spread"]))
+    k = math.ceil((members.shape[0] + truth.size + 16) * size)
+    why = f"sums over points of squares of departures that lose a factor of {size:.3g} in subtraction, and three roots"
+    return _recipe(
+        name,
         "spread_skill",
-        ("VER-4", "VER-6", "VER-7", "VER-8"),
-        bound,
-        "masked points are multiplied by zero (NaN), the variance has M instead of M - 1, or 1 + 1/M is missing",
+        requirements,
+        Bound(2 * k, why),
+        meaning,
         inputs,
         {},
         expected,
+        hunts=hunts,
+        profiles=profiles,
     )
 
 
-def cases() -> list[Case]:
-    """CRPS as defined and fair, spread-skill with weights and a mask, too few members."""
-    rng = np.random.default_rng(901)
-    members, truth = np.round(256 * rng.standard_normal((7, 5))) / 256, np.round(256 * rng.standard_normal(5)) / 256
-    ties = np.array([[1.0, 2.0], [1.0, -2.0], [3.0, 2.0], [1.0, 2.0]])
-    few, two = members[:1], members[:2]
+def _skill_cases() -> list[Recipe]:
+    rng = np.random.default_rng(900)
+    members, truth = _dyadic(rng, 5, 6), _dyadic(rng, 6)
+    weights, mask = [1.0, 0.5, 0.75, 1.0, 0.25, 2.0], [True, True, True, False, True, False]
+    patchy = np.array([[0.0, 1.0, 0.0, 8.0], [0.0, -1.0, 0.0, -8.0], [0.5, 0.0, 0.0, 4.0]])
+    population = ("spread_with_m", "ratio_without_factor")
     return [
-        _crps_case(
-            "crps",
-            ("VER-1", "VER-3"),
-            members,
-            truth,
-            False,
-            "the score is the fair one, or pairs are counted once instead of twice",
+        _skill_case(
+            "spread-skill", ("VER-4", "VER-6", "VER-7", "VER-8"), members, truth,
+            "masked points are multiplied by zero (NaN), the variance has M instead of M - 1, or 1 + 1/M is missing",
+            weights, mask, hide=True, hunts=("average_masked_by_zero", *population), profiles=SMOKE,
         ),
-        _crps_case(
-            "crps-fair",
-            ("VER-2",),
-            members,
-            truth,
-            True,
-            "the score is biased for a finite ensemble: M^2 instead of M (M - 1)",
+        _skill_case(
+            "spread-skill-plain", ("VER-6", "VER-7", "VER-8"), members, truth,
+            "the variance has M instead of M - 1, or 1 + 1/M is missing", hunts=population,
         ),
-        _crps_case("crps-ties", ("VER-1",), ties, np.array([1.0, 5.0]), False, "equal members are counted once"),
-        _crps_case(
-            "crps-far",
-            ("VER-1", "VER-10"),
-            members + 2.0**30,
-            truth + 2.0**30,
-            False,
-            "a common offset cancels digits: scores in single precision, or sums of members instead of departures",
+        _skill_case(
+            "spread-skill-two", ("VER-7", "VER-8"), members[:2], truth, "two members: 1/(M - 1) is 1", weights,
+            hunts=population,
         ),
-        _crps_case("crps-one-member", ("VER-1",), few, truth, False, "one member's score is not its absolute error"),
-        _spread_skill_case(),
-        Case(
-            "verification/refuses-one-fair-member",
-            "crps",
-            ("VER-2",),
-            MustReject("M (M - 1) = 0 for one member"),
-            "the fair score of one member is NaN or inf instead of an error",
-            {"members": few, "truth": truth},
-            {"fair": True},
-            neighbour=({"members": two, "truth": truth}, {"fair": True}),
+        _skill_case(
+            "spread-skill-patchy", ("VER-6", "VER-7"), patchy, np.array([0.0, 0.0, 0.25, -2.0]),
+            "roots are taken before the mean over points: patchy errors come out too small",
+            hunts=("spread_mean_of_roots",),
         ),
-        Case(
-            "verification/refuses-one-member-spread",
-            "spread_skill",
-            ("VER-7",),
-            MustReject("M - 1 = 0 for one member"),
-            "the spread of one member is NaN or 0 instead of an error",
-            {"members": few, "truth": truth},
+        _skill_case(
+            "spread-skill-weights", ("VER-4", "VER-6", "VER-7"), members, truth,
+            "weights are not divided by their sum, or by that of all points instead of the selected ones",
+            [3.0, 0.0, 5.0, 0.25, 8.0, 1.0], [True, True, False, True, True, True], hunts=("average_over_all_points",),
+        ),
+        _skill_case(
+            "spread-skill-far", ("VER-6", "VER-7", "VER-10"), members + 1024, truth + 1024,
+            "the variance is a difference of mean squares, or in single precision", hunts=("average_in_float32",),
+        ),
+        _recipe(
+            "spread-skill-nan", "spread_skill", ("VER-4", "NUM-11"),
+            Bound(64, "sums over 6 points of squares of numbers near 1, and roots"),
+            "a NaN at a selected point is left out in silence, or spreads to the spread",
+            {"members": members, "truth": np.array([*truth[:5].tolist(), np.nan])}, {},
+            _spread_skill(members, truth, [Fraction(1)] * 6, list(range(6)))
+            | dict.fromkeys(("rmse", "ratio"), np.array(np.nan)),
+            hunts=("average_skips_nan",),
+        ),
+        *_skill_refusals(members, truth),
+    ]  # fmt: skip
+
+
+def _skill_refusals(members: Array, truth: Array) -> list[Recipe]:
+    valid = {"members": members, "truth": truth}
+    balanced = {"members": np.array([[1.0, -2.0], [3.0, 2.0]]), "truth": np.array([2.0, 0.0])}
+    masked = valid | {"weights": np.ones(6), "mask": np.array([True] + 5 * [False])}
+
+    def case(name: str, requirement: str, why: str, meaning: str, inputs: Arrays, neighbour: Arrays) -> Recipe:
+        return _recipe(
+            f"refuses-{name}", "spread_skill", (requirement, "CONV-10"), MustReject(why), meaning, inputs, {}, None,
+            neighbour,
+        )  # fmt: skip
+
+    return [
+        case(
+            "one-member-spread", "VER-7", "M - 1 = 0 for one member", "one member's spread is NaN or 0, not an error",
+            valid | {"members": members[:1]}, valid | {"members": members[:2]},
+        ),
+        case(
+            "zero-error", "VER-8", "the mean is the truth at every point", "a ratio of inf or NaN instead of an error",
+            balanced, balanced | {"truth": np.array([2.0, 0.5])},
+        ),
+        case(
+            "empty-mask", "VER-4", "no point is selected", "a mean over nothing is NaN or 0 instead of an error",
+            masked | {"mask": np.zeros(6, dtype=bool)}, masked,
+        ),
+        case(
+            "negative-weight", "VER-4", "a weight of -0.5", "a negative weight is used",
+            masked | {"weights": np.array([-0.5] + 5 * [1.0]), "mask": np.ones(6, dtype=bool)},
+            masked | {"mask": np.ones(6, dtype=bool)},
+        ),
+        case(
+            "zero-weights", "VER-4", "the selected weights sum to 0",
+            "a mean over weights of 0 is NaN or 0, not an error",
+            masked | {"weights": np.array([0.0] + 5 * [1.0])}, masked,
+        ),
+    ]  # fmt: skip
+
+
+# Means over points, area weights, ranks.
+
+
+def _averages() -> list[Recipe]:
+    score = np.array([1.0, -3.0, 0.5, 8.0])
+    weights, mask = np.array([1.0, 2.0, 4.0, 1.0]), np.array([True, True, False, True])
+    hidden, shown = score.copy(), score.copy()
+    hidden[2], shown[1] = np.nan, np.nan
+    parts = {"weights": weights, "mask": mask}
+    few = Bound(16, "products and sums of four numbers, one division", scale=8.0)
+    mean = {"average": np.array((1.0 - 6.0 + 8.0) / 4)}
+    return [
+        _recipe(
+            "average", "average", ("VER-4",), few, "the divisor is not the sum of the selected weights",
+            {"score": score} | parts, {}, mean,
+        ),
+        _recipe(
+            "average-masked-nan", "average", ("VER-4", "NUM-11", "CONV-7"), few,
+            "points outside the mask are multiplied by zero, and NaN spreads", {"score": hidden} | parts, {}, mean,
+            hunts=("average_masked_by_zero",),
+        ),
+        _recipe(
+            "average-selected-nan", "average", ("VER-4", "NUM-11"), few,
+            "a NaN at a selected point is left out in silence",
+            {"score": shown} | parts, {}, {"average": np.array(np.nan)}, hunts=("average_skips_nan",),
+        ),
+        _recipe(
+            "refuses-average-of-nothing", "average", ("VER-4",), MustReject("no point is selected"),
+            "a mean over nothing is NaN or 0 instead of an error", {"score": score, "mask": np.zeros(4, dtype=bool)},
             {},
-            neighbour=({"members": two, "truth": truth}, {}),
+            None, {"score": score, "mask": mask},
         ),
-    ]
+    ]  # fmt: skip
+
+
+def _areas() -> list[Recipe]:
+    latitude = [89.5, 60.0, 45.0, 0.25, 0.0, -30.0, -87.1875]
+    with mp.workdps(50):
+        cosines = np.array([float(mp.cos(mp.radians(mpf(value)))) for value in latitude])
+        pole = float(mp.cos(mp.radians(mpf(89.5))))
+    # An angle of pi/2 in radians is known to u pi/2, and the cosine's slope there is 1.
+    why = f"an angle below 1.6 known to three roundings, against a cosine of {pole:.3g} at least; 2 ULP for the cosine"
+    return [
+        _recipe(
+            "area-weights", "area_weights", ("VER-5", "CONV-3"), Ulp(math.ceil(2 + 3 * 1.6 / pole), why),
+            "sine for cosine, degrees for radians, or weights divided by their mean", {"latitude": np.array(latitude)},
+            {},
+            {"weights": cosines}, hunts=("area_weights_radians", "area_weights_sine"),
+        ),
+        _recipe(
+            "area-weights-poles", "area_weights", ("VER-5",),
+            Bound(4, "the cosine of an angle of pi/2 known to three roundings", scale=2.0),
+            "the poles get the weight of a cell", {"latitude": np.array([90.0, -90.0])}, {}, {"weights": np.zeros(2)},
+        ),
+        _recipe(
+            "refuses-latitude", "area_weights", ("VER-5", "CONV-3", "CONV-10"), MustReject("a latitude of 91 degrees"),
+            "a latitude beyond the pole gets a negative weight, or is clamped", {"latitude": np.array([91.0, 0.0])},
+            {}, None,
+            {"latitude": np.array([90.0, 0.0])},
+        ),
+    ]  # fmt: skip
+
+
+def _rank_case(
+    name: str, members: Array, truth: Array, meaning: str, *hunts: str, mask: list[bool] | None = None,
+    profiles: tuple[str, ...] = SCORES,
+) -> Recipe:  # fmt: skip
+    points = [p for p in range(truth.size) if mask is None or mask[p]]
+    counts = np.zeros(len(members) + 1, dtype=np.int64)
+    for p in points:
+        counts[sum(x < truth[p] for x in members[:, p].tolist())] += 1
+    inputs: dict[str, Any] = {"members": members, "truth": truth} | ({} if mask is None else {"mask": np.array(mask)})
+    return _recipe(
+        name, "rank_histogram", ("VER-9",), Exact("no member equals the truth: counts alone"), meaning, inputs,
+        {"seed": 7},
+        {"counts": counts}, hunts=hunts, profiles=profiles,
+    )  # fmt: skip
+
+
+def _ranks() -> list[Recipe]:
+    rng = np.random.default_rng(910)
+    members, truth = rng.standard_normal((4, 40)), rng.standard_normal(40) - 0.75
+    one, masked = np.array([[0.0, 0.0, 0.0]]), truth[:12].copy()
+    mask = [p % 3 != 1 for p in range(12)]
+    masked[[1, 4]] = np.nan
+    return [
+        _rank_case("ranks", members, truth, "members above the truth are counted", "rank_from_above", profiles=SMOKE),
+        _rank_case("ranks-one-member", one, np.array([-1.0, 2.0, 3.0]), "one member, two ranks", "rank_without_first"),
+        _rank_case("ranks-masked", members[:, :12], masked, "points outside the mask are counted", mask=mask),
+        _recipe(
+            "refuses-rank-of-nan", "rank_histogram", ("VER-9", "NUM-11", "CONV-10"),
+            MustReject("a selected truth is NaN, which has no rank"), "a NaN is given a rank",
+            {"members": members[:, :12], "truth": masked}, {"seed": 7}, None,
+            {"members": members[:, :12], "truth": masked, "mask": np.array(mask)}, ("rank_nan_accepted",),
+        ),
+        _rank_case(
+            "ranks-outside", members[:, :8], np.array([9.0] * 5 + [-9.0] * 3),
+            "empty ranks, or those beyond the highest one that occurs, are missing", "rank_without_first",
+        ),
+    ]  # fmt: skip
+
+
+def recipes() -> list[Recipe]:
+    """CRPS as defined and fair, spread and skill, means, area weights, ranks, and what is refused."""
+    return [*_crps_cases(), *_skill_cases(), *_averages(), *_areas(), *_ranks()]

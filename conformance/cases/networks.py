@@ -1,0 +1,173 @@
+"""Small networks for cases and laws: their configurations, generic weights, and what they are given.
+
+Generic means drawn away from zero, [NUM-6]: a zero gate would hide whatever stands behind it. Narrow arrays are
+representable in bfloat16.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from conformance.adapter import Array
+from conformance.cases import draw
+
+__all__ = [
+    "block_shapes",
+    "compress_inputs",
+    "config",
+    "copying_weights",
+    "network_inputs",
+    "past_inputs",
+    "scaled",
+    "shapes",
+    "state_inputs",
+    "weights",
+]
+
+Config = Mapping[str, Any]
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """A configuration of two blocks, width 16, two channels and a static field, with changes."""
+    standard = {
+        "channels": 2,
+        "static_channels": 1,
+        "patch": [2, 2],
+        "width": 16,
+        "heads": 2,
+        "depth": 2,
+        "mlp_ratio": 4,
+        "position_features": 3,
+        "position_octaves": 3,
+        "noise_features": 8,
+        "window": None,
+        "sigma_data": 1.0,
+    }
+    return standard | changes
+
+
+def block_shapes(width: int, heads: int, ratio: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a block's weights; keys have no bias, [ATT-5]."""
+    found: dict[str, tuple[int, ...]] = {"adaptive.weight": (9 * width, width), "adaptive.bias": (9 * width,)}
+    for name in ("spatial", "temporal"):
+        for part in ("query", "key", "value", "out"):
+            found[f"{name}.{part}.weight"] = (width, width)
+            if part != "key":
+                found[f"{name}.{part}.bias"] = (width,)
+    found |= {"mlp.0.weight": (ratio * width, width), "mlp.0.bias": (ratio * width,)}
+    found |= {"mlp.2.weight": (width, ratio * width), "mlp.2.bias": (width,)}
+    return found | {"gate_alpha": (heads,), "gate_beta": (heads,)}
+
+
+def shapes(c: Config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all weights of a network."""
+    d, octaves = c["width"], c["position_octaves"]
+    points = c["patch"][0] * c["patch"][1]
+    values = (c["channels"] + c["static_channels"]) * points
+    linears = {
+        "embed_state": (d, values),
+        "embed_history": (d, values),
+        "embed_noise.0": (d, c["noise_features"]),
+        "embed_noise.2": (d, d),
+        "memory.value": (d, d),
+        "memory.out": (d, d),
+        "final_adaptive": (2 * d, d),
+        "final": (c["channels"] * points, d),
+    }
+    found: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linears.items()}
+    found |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
+    found |= {"embed_position.weight": (d, 2 * c["position_features"] * octaves), "embed_age.weight": (d, 2 * octaves)}
+    found |= {"memory.query": (c["heads"], d // c["heads"]), "memory.key.weight": (d, d)}
+    for layer in range(c["depth"]):
+        found |= {f"blocks.{layer}.{k}": v for k, v in block_shapes(d, c["heads"], c["mlp_ratio"]).items()}
+    return found
+
+
+def weights(found: Mapping[str, tuple[int, ...]], rng: np.random.Generator, *prefixes: str) -> dict[str, Array]:
+    """`weights.NAME` for every shape whose name begins with one of the prefixes (none given: all): matrices
+    N(0, 1 / fan_in), vectors N(0, 1/4)."""
+    return {
+        f"weights.{name}": draw(rng, *shape, scale=shape[-1] ** -0.5 if len(shape) > 1 else 0.5)
+        for name, shape in found.items()
+        if not prefixes or name.startswith(prefixes)
+    }
+
+
+def _cells(c: Config, grid: tuple[int, int]) -> tuple[int, int]:
+    return grid[0] // c["patch"][0], grid[1] // c["patch"][1]
+
+
+def state_inputs(c: Config, grid: tuple[int, int], batch: int, rng: np.random.Generator) -> dict[str, Array]:
+    """`static` and `position` of a state on the grid."""
+    return {
+        "static": draw(rng, batch, c["static_channels"], *grid),
+        "position": rng.uniform(-1, 1, (*_cells(c, grid), c["position_features"])),
+    }
+
+
+def past_inputs(
+    c: Config, grid: tuple[int, int], age: Sequence[Sequence[float]], rng: np.random.Generator
+) -> dict[str, Array]:
+    """`past`, `past_static` and `age` of frames of these ages in hours, [b][k]."""
+    lead = (len(age), len(age[0]))
+    return {
+        "past": draw(rng, *lead, c["channels"], *grid),
+        "past_static": draw(rng, *lead, c["static_channels"], *grid),
+        "age": np.array(age, dtype=np.float64),
+    }
+
+
+def network_inputs(
+    c: Config, grid: tuple[int, int], sigma: Sequence[float], age: Sequence[Sequence[float]], seed: int
+) -> dict[str, Array]:
+    """All inputs of `denoise`: x of the size that each noise level gives it, everything else generic."""
+    rng = np.random.default_rng(seed)
+    levels = np.array(sigma, dtype=np.float64)
+    x = (1 + levels)[:, None, None, None] * rng.standard_normal((len(levels), c["channels"], *grid))
+    return (
+        weights(shapes(c), rng)
+        | state_inputs(c, grid, len(levels), rng)
+        | past_inputs(c, grid, age, rng)
+        | {"x": x, "sigma": levels}
+    )
+
+
+def compress_inputs(c: Config, grid: tuple[int, int], age: Sequence[Sequence[float]], seed: int) -> dict[str, Array]:
+    """All inputs of `compress` and `embed_history`, generic; only the weights that these need."""
+    rng = np.random.default_rng(seed)
+    position = {"position": rng.uniform(-1, 1, (*_cells(c, grid), c["position_features"]))}
+    found = weights(shapes(c), rng, "embed_history", "embed_position", "embed_age", "memory")
+    return found | past_inputs(c, grid, age, rng) | position
+
+
+def copying_weights(c: Config, **matrices: Array) -> dict[str, Array]:
+    """Weights of `compress` that move numbers instead of mixing them: what is not named is zero, but for the key, value
+    and output projections, which are the identity. `matrices` has names with __ for the dots.
+
+    With one frame the memory is then the history token itself, whatever the dtype, without rounding.
+    """
+    prefixes = ("embed_history", "embed_position", "embed_age", "memory")
+    found = {f"weights.{name}": np.zeros(shape) for name, shape in shapes(c).items() if name.startswith(prefixes)}
+    for part in ("key", "value", "out"):
+        found[f"weights.memory.{part}.weight"] = np.eye(c["width"])
+    for name, value in matrices.items():
+        key = f"weights.{name.replace('__', '.')}"
+        if found[key].shape != value.shape:
+            raise ValueError(f"{key} has shape {found[key].shape}, got {value.shape}")
+        found[key] = np.asarray(value, np.float64)
+    return found
+
+
+def scaled(inputs: Mapping[str, Array], **factors: float) -> dict[str, Array]:
+    """The inputs, every weight multiplied whose name ends as a key does (__ for the dots).
+
+    By powers of two, so that bfloat16 still holds them.
+    """
+    found = dict(inputs)
+    for ending, factor in factors.items():
+        names = [name for name in found if name.endswith("." + ending.replace("__", "."))]
+        if not names:
+            raise ValueError(f"no weight's name ends with {ending}")
+        found |= {name: factor * found[name] for name in names}
+    return found

@@ -1,0 +1,19 @@
+"""The laws, one module a chapter, with the stems of spec/ and storm_ref/. A module has `LAWS`."""
+
+import importlib
+from collections import Counter
+
+from conformance.cases import CHAPTERS
+from conformance.law import Law
+
+__all__ = ["all_laws", "count_by_profile"]
+
+
+def all_laws() -> list[Law]:
+    """Every law, in the order of the chapters."""
+    return [law for name in CHAPTERS for law in importlib.import_module(f"conformance.laws.{name}").LAWS]
+
+
+def count_by_profile() -> dict[str, int]:
+    """How many coarse laws each profile has."""
+    return dict(Counter(profile for law in all_laws() if law.coarse for profile in law.profiles))

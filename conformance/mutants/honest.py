@@ -1,0 +1,437 @@
+"""Honest variants: ports that are right and round otherwise. The suite must raise no alarm on any of them.
+
+Each is the reference with parts computed in another order or by another formula, as another framework, machine or
+author would. `HONEST` has them by name; `--adapter conformance.mutants.honest:NAME` judges one.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from conformance.adapter import Adapter, Array, Info
+from conformance.adapters import storm_ref as adapter
+from conformance.mutants.mutant import MutantPort, Patch, edit
+from storm_ref import assimilation, attention, edm, guidance, memory, tiling, tokenisation, verification
+from storm_ref.attention import MultiHead
+from storm_ref.denoiser import Condition, Storm
+from storm_ref.memory import MemoryState
+
+__all__ = ["HONEST", "Honest", "honest_adapter"]
+
+
+@dataclass(frozen=True)
+class Honest:
+    """One honest variant; without changes it is the reference with that many threads."""
+
+    what: str
+    changes: Callable[[], Sequence[Patch]] = tuple
+    threads: int = 1
+
+
+class _Threads:
+    """A port that computes with several threads."""
+
+    def __init__(self, port: MutantPort, threads: int) -> None:
+        self.port, self.threads = port, threads
+
+    def describe(self) -> Info:
+        return self.port.describe()
+
+    def run(
+        self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Sequence[str]
+    ) -> Mapping[str, Array]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return self.port.run(op, inputs, params, probes)
+        finally:
+            torch.set_num_threads(before)
+
+
+# Products of matrices
+
+
+def _split(self: nn.Linear, x: Tensor) -> Tensor:
+    """The sum over the inner dimension in three parts."""
+    parts = torch.arange(x.shape[-1]).tensor_split(3)
+    total = sum(x[..., part] @ self.weight[:, part].T for part in parts if len(part))
+    assert isinstance(total, Tensor)
+    return total if self.bias is None else total + self.bias
+
+
+def _order(count: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(count))
+
+
+def _permuted(self: nn.Linear, x: Tensor) -> Tensor:
+    order = _order(x.shape[-1])
+    return F.linear(x[..., order], self.weight[:, order], self.bias)
+
+
+def _permuted_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    keys, inner = _order(k.shape[-2]), _order(q.shape[-1])
+    seen = None if mask is None else mask[:, keys]
+    return attention.attention_reference(q[..., inner], k[:, :, keys][..., inner], v[:, :, keys], seen)
+
+
+def _pairwise(self: nn.Linear, x: Tensor) -> Tensor:
+    """Products, then a tree of sums of two."""
+    terms = x[..., None, :] * self.weight
+    while terms.shape[-1] > 1:
+        half = terms.shape[-1] // 2
+        terms = torch.cat([terms[..., :half] + terms[..., half : 2 * half], terms[..., 2 * half :]], -1)
+    return terms[..., 0] if self.bias is None else terms[..., 0] + self.bias
+
+
+def _einsum(self: nn.Linear, x: Tensor) -> Tensor:
+    total = torch.einsum("oi,...i->...o", self.weight, x)
+    return total if self.bias is None else self.bias + total
+
+
+class _Wide(torch.autograd.Function):
+    """x W^T with products and sums in a wider format, rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if x.dtype != torch.float64:
+            return (x.double() @ weight.double().T).to(x.dtype)
+        wide = np.matmul(x.numpy().astype(np.longdouble), weight.numpy().astype(np.longdouble).T)
+        return torch.from_numpy(np.asarray(wide).astype(np.float64))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return slope @ weight, slope.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+def _wide(self: nn.Linear, x: Tensor) -> Tensor:
+    total: Tensor = _Wide.apply(x, self.weight)  # type: ignore[no-untyped-call]
+    return total if self.bias is None else total + self.bias
+
+
+def _fused(
+    self: MultiHead, x: Tensor, context: Tensor, head_weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Keys and values, and in self-attention queries, by one product, cut afterwards."""
+    width, both = x.shape[-1], torch.cat([self.key.weight, self.value.weight])
+    if context is x:
+        q, k, v = torch.split(x @ torch.cat([self.query.weight, both]).T, width, -1)
+    else:
+        q, (k, v) = x @ self.query.weight.T, torch.split(context @ both.T, width, -1)
+    q, v = q + self.query.bias, v + self.value.bias
+    q, k, v = (rearrange(t, "b n (a d) -> b a n d", a=self.heads) for t in (q, k, v))
+    y = attention.attention(q, k, v, mask)
+    y = y if head_weight is None else y * head_weight[:, :, None, None]
+    return self.out(rearrange(y, "b a n d -> b n (a d)"))  # type: ignore[no-any-return]
+
+
+# Attention, norms, activations
+
+
+def _online(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Three keys at a time, with a running maximum, denominator and numerator."""
+    maximum, total, found = q.new_full(q.shape[:-1], -1e30), q.new_zeros(q.shape[:-1]), torch.zeros_like(q)
+    for at in range(0, k.shape[-2], 3):
+        part = slice(at, at + 3)
+        score = q @ k[:, :, part].mT * q.shape[-1] ** -0.5
+        score = score if mask is None else score.masked_fill(~mask[:, part], -torch.inf)
+        new = torch.maximum(maximum, score.amax(-1).detach())
+        keep, weight = torch.exp(maximum - new), torch.exp(score - new[..., None])
+        total, found = total * keep + weight.sum(-1), found * keep[..., None] + weight @ v[:, :, part]
+        maximum = new
+    return found / total[..., None]
+
+
+def _softmax_wide(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    score = (q @ k.mT).double() / q.shape[-1] ** 0.5
+    score = score if mask is None else score.masked_fill(~mask, -torch.inf)
+    return torch.softmax(score, -1).to(v.dtype) @ v
+
+
+def _two_pass(x: Tensor) -> Tensor:
+    off = x - x.sum(-1, keepdim=True) / x.shape[-1]
+    return off * torch.rsqrt((off * off).sum(-1, keepdim=True) / x.shape[-1] + 1e-6)
+
+
+def _welford(x: Tensor) -> Tensor:
+    """Mean and squares updated value by value, in float32 or better as such kernels keep them."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    mean, squares = torch.zeros_like(wide[..., 0]), torch.zeros_like(wide[..., 0])
+    for i in range(x.shape[-1]):
+        off = wide[..., i] - mean
+        mean = mean + off / (i + 1)
+        squares = squares + off * (wide[..., i] - mean)
+    return ((wide - mean[..., None]) / (squares / x.shape[-1] + 1e-6).sqrt()[..., None]).to(x.dtype)
+
+
+def _gelu_erfc(self: nn.GELU, x: Tensor) -> Tensor:
+    return x * torch.erfc(x * -math.sqrt(0.5)) / 2
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    normed = attention.layer_norm(x)
+    return normed + (normed * scale[:, None] + shift[:, None])
+
+
+def _gate_tanh(sigma: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """sigmoid by tanh, softplus by logaddexp."""
+    if not bool((sigma > 0).all()):
+        raise ValueError("sigma must be positive")
+    steepness = torch.logaddexp(alpha, torch.zeros_like(alpha))
+    return (1 + torch.tanh(steepness * (sigma.log()[:, None] - beta) / 2)) / 2
+
+
+def _compiled() -> Sequence[Patch]:
+    """Kernels by torch's compiler: C++ where there is one, else its graphs run one operation at a time."""
+    import shutil
+
+    backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
+
+    def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return torch.compile(function, backend=backend, dynamic=True)
+
+    def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+    gelu = compiled(F.gelu)
+    return (
+        (attention, "modulate", compiled(modulate)),
+        (nn.GELU, "forward", lambda self, x: gelu(x)),
+        (tokenisation, "fourier_features", compiled(tokenisation.fourier_features)),
+        (verification, "sum_of_differences", compiled(verification.sum_of_differences_pairwise)),
+    )
+
+
+# Memory, batches, tiles
+
+
+def _collected_start(like: Tensor) -> MemoryState:
+    b, _, n, a, d = like.shape
+    return MemoryState(like.new_zeros(b, 0, n, a), like.new_zeros(0), like.new_zeros(b, 0, n, a, d))
+
+
+def _collect(state: MemoryState, score: Tensor, value: Tensor) -> MemoryState:
+    return MemoryState(
+        torch.cat([state.maximum, score], 1), state.denominator, torch.cat([state.accumulator, value], 1)
+    )
+
+
+def _collected(state: MemoryState) -> Tensor:
+    """One softmax over all frames."""
+    if state.maximum.shape[1] == 0:
+        raise ValueError("no frame")
+    return memory.memory_reference(state.maximum, state.accumulator)
+
+
+_compress, _tiled, _tiles, _forward = Storm.compress, tiling.tiled, tiling.tiles, Storm.forward
+
+
+def _one_frame(self: Storm, past: Tensor, static: Tensor, age: Tensor, position: Tensor, chunk: int = 16) -> Tensor:
+    return _compress(self, past, static, age, position, min(chunk, 1))
+
+
+def _one_sample(self: Storm, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    self._check(x, sigma, condition)
+
+    def of(tensor: Tensor, i: int) -> Tensor:
+        return tensor[i : i + 1] if len(tensor) > 1 else tensor
+
+    found = []
+    for i in range(len(x)):
+        position = of(condition.position, i) if condition.position.ndim > 3 else condition.position
+        own = replace(condition, static=of(condition.static, i), memory=of(condition.memory, i), position=position)
+        found.append(_forward(self, x[i : i + 1], sigma[i : i + 1], own))
+    return torch.cat(found)
+
+
+_tensor, _rank = adapter._tensor, adapter._rank_histogram
+
+
+def _strided(op: str, name: str, value: Array, dtype: str) -> Tensor:
+    """Fields with the channel fastest in memory, matrices column-major: the same numbers elsewhere."""
+    tensor = _tensor(op, name, value, dtype)
+    if tensor.ndim == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.T.contiguous().T if tensor.ndim == 2 else tensor
+
+
+def _all_wide(op: str, name: str, value: Array, dtype: str) -> Tensor:
+    return _tensor(op, name, value, "float64")
+
+
+def _rounded_at_the_end(op: str, name: str, tensor: Tensor, dtype: str) -> Array:
+    plain = tensor.detach()
+    if adapter._narrow(op, name, plain):
+        plain = plain.to(getattr(torch, dtype)).to(torch.float64 if dtype == "float64" else torch.float32)
+    array: Array = plain.numpy()
+    return array
+
+
+# Sampler, guidance, cycles, scores
+
+
+def _by_solving(mean: Tensor, covariance: Tensor) -> edm.Denoise:
+    wide = covariance.double()
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        noisy = wide + (sigma.double() ** 2)[:, None, None] * torch.eye(len(mean), dtype=torch.float64)
+        gained: Tensor = torch.linalg.solve(noisy, x - mean) @ wide
+        return mean + gained
+
+    return denoise
+
+
+def _by_mixing(denoise: edm.Denoise, x: Tensor, now: float, after: float, gamma: float = 0.0,
+               noise: Tensor | None = None) -> Tensor:  # fmt: skip
+    """A step as a mean of state and denoised state."""
+    hat = now + gamma * now
+    if gamma > 0 and noise is not None:
+        x = x + now * math.sqrt(gamma * (2 + gamma)) * noise
+
+    def denoised(z: Tensor, level: float) -> Tensor:
+        return denoise(z, torch.full((len(z),), level, dtype=torch.float64)).double()
+
+    first = denoised(x, hat)
+    predicted = first + (x - first) * (after / hat)
+    if after == 0:
+        return predicted
+    second = predicted - denoised(predicted, after)
+    return x + (after / hat - 1) * (x - first) / 2 + (after - hat) / after * second / 2
+
+
+def _hypot(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    s = edm._positive(sigma)
+    root = torch.hypot(s, torch.full_like(s, sigma_data))
+    return (sigma_data / root) ** 2, s / root * sigma_data, 1 / root, s.log() * 0.25
+
+
+_cg = guidance.conjugate_gradient
+
+
+def _direct(apply: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 1e-10) -> Tensor:
+    """The system as a matrix, solved; where the stated number of steps is too few for that, the steps."""
+    if steps < b.shape[-1]:
+        return _cg(apply, b, steps, tolerance)
+    columns = [apply(row.expand_as(b)) for row in torch.eye(b.shape[-1], dtype=b.dtype)]
+    found: Tensor = torch.linalg.solve(torch.stack(columns, -1), b[..., None])
+    return found[..., 0]
+
+
+def _joseph(model: Tensor, model_error: Tensor, operator: Tensor, error: Tensor, mean: Tensor, covariance: Tensor,
+            observations: Tensor) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    gain = model_error @ operator.T @ torch.linalg.inv(operator @ model_error @ operator.T + error)
+    keep, result = torch.eye(len(mean), dtype=mean.dtype) - gain @ operator, []
+    for y in observations:
+        forecast = model @ mean
+        mean = forecast + gain @ (y - operator @ forecast)
+        covariance = keep @ (model @ covariance @ model.T + model_error) @ keep.T + gain @ error @ gain.T
+        result.append((mean, covariance))
+    return result
+
+
+def _other_generator(seed: int, analysis: int, member: int, shape: Sequence[int], draws: int = 1) -> Tensor:
+    if not (0 <= seed < 2**64 and 0 <= analysis < 2**32 and 0 <= member < 2**32):
+        raise ValueError("out of range")
+    return torch.from_numpy(np.random.default_rng([seed, analysis, member]).standard_normal((draws, *shape)))
+
+
+def _other_ties(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    return _rank(i, dict(p) | {"seed": p["seed"] + 12345})
+
+
+_AGE = "(torch.log2(1 + age) / 8)"
+_LEVEL = "(top + ramp * (bottom - top)) ** rho"
+
+HONEST: dict[str, Honest] = {
+    "plain_attention": Honest(
+        "attention as written, without the fused kernel",
+        lambda: [(attention, "attention", attention.attention_reference)],
+    ),
+    "online_attention": Honest("attention by blocks of keys", lambda: [(attention, "attention", _online)]),
+    "softmax_in_float64": Honest("attention's softmax in float64", lambda: [(attention, "attention", _softmax_wide)]),
+    "split_sums": Honest("sums over the inner dimension in three parts", lambda: [(nn.Linear, "forward", _split)]),
+    "permuted_sums": Honest(
+        "sums in a random, fixed order",
+        lambda: [(nn.Linear, "forward", _permuted), (attention, "attention", _permuted_attention)],
+    ),
+    "pairwise_sums": Honest("sums as a tree", lambda: [(nn.Linear, "forward", _pairwise)]),
+    "einsum_orders": Honest(
+        "products by einsum with the weight first, another order in adaptive layer norm",
+        lambda: [(nn.Linear, "forward", _einsum), (attention, "modulate", _modulate)],
+    ),
+    "wide_products": Honest(
+        "fused multiply-adds: products and sums rounded once", lambda: [(nn.Linear, "forward", _wide)]
+    ),
+    "fused_projections": Honest("queries, keys and values by one product", lambda: [(MultiHead, "forward", _fused)]),
+    "two_threads": Honest("two threads", threads=2),
+    "compiled": Honest("norms, activations and codes by a compiler", _compiled),
+    "channels_last": Honest("other memory layouts", lambda: [(adapter, "_tensor", _strided)]),
+    "norm_two_pass": Honest("layer norm by hand in two passes", lambda: [(attention, "layer_norm", _two_pass)]),
+    "norm_welford": Honest("layer norm by Welford's updates", lambda: [(attention, "layer_norm", _welford)]),
+    "gelu_erfc": Honest("gelu by erfc", lambda: [(nn.GELU, "forward", _gelu_erfc)]),
+    "gate_tanh": Honest("the gate by tanh and logaddexp", lambda: [(attention, "noise_gate", _gate_tanh)]),
+    "one_softmax": Honest(
+        "the memory by one softmax over all frames",
+        lambda: [
+            (memory, "memory_start", _collected_start),
+            (memory, "memory_update", _collect),
+            (memory, "memory_finish", _collected),
+        ],
+    ),
+    "one_frame_at_a_time": Honest("past frames one by one", lambda: [(Storm, "compress", _one_frame)]),
+    "one_sample_at_a_time": Honest("samples one by one", lambda: [(Storm, "forward", _one_sample)]),
+    "one_tile_at_a_time": Honest(
+        "tiles one by one, in the reverse order",
+        lambda: [
+            (tiling, "tiled", lambda local, cut, together=16: _tiled(local, cut, min(together, 1))),
+            (tiling, "tiles", lambda cut: _tiles(cut)[::-1]),
+        ],
+    ),
+    "float64_inside": Honest(
+        "a network that computes in float64 whatever the run, rounded at the end",
+        lambda: [(adapter, "_tensor", _all_wide), (adapter, "_array", _rounded_at_the_end)],
+    ),
+    "gaussian_by_solving": Honest(
+        "the Gaussian denoiser by linear solves", lambda: [(edm, "gaussian_denoiser", _by_solving)]
+    ),
+    "step_by_mixing": Honest("Heun's step as a mean of states", lambda: [(edm, "heun_step", _by_mixing)]),
+    "hypot": Honest("coefficients by hypot", lambda: [(edm, "precondition_coefficients", _hypot)]),
+    "schedule_by_exp": Honest(
+        "powers by exponential and logarithm",
+        lambda: [(edm, "schedule", edit(_LEVEL, "torch.exp(rho * torch.log(top + ramp * (bottom - top)))"))],
+    ),
+    "age_log1p": Honest(
+        "ages by log1p", lambda: [(tokenisation, "age_features", edit(_AGE, "(torch.log1p(age) / (8 * math.log(2)))"))]
+    ),
+    "direct_solve": Honest("systems of guidance solved directly", lambda: [(guidance, "conjugate_gradient", _direct)]),
+    "joseph_form": Honest("the linear cycle in Joseph's form", lambda: [(assimilation, "linear_cycle", _joseph)]),
+    "crps_by_pairs": Honest(
+        "CRPS pair by pair", lambda: [(verification, "sum_of_differences", verification.sum_of_differences_pairwise)]
+    ),
+    "other_generator": Honest(
+        "another generator for noise and ties",
+        lambda: [(assimilation, "member_noise", _other_generator), (adapter, "_rank_histogram", _other_ties)],
+    ),
+}
+
+
+def honest_adapter(name: str) -> Adapter:
+    """The port of an honest variant."""
+    honest = HONEST[name]
+    port = MutantPort(name, honest.changes())
+    return _Threads(port, honest.threads) if honest.threads > 1 else port
+
+
+def __getattr__(name: str) -> Adapter:
+    """What `--adapter conformance.mutants.honest:NAME` loads."""
+    if name in HONEST:
+        return honest_adapter(name)
+    raise AttributeError(f"there is no honest variant {name!r}")

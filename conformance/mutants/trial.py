@@ -1,0 +1,292 @@
+"""`python -m conformance mutants`: the suite is tried on wrong ports, which it must catch, and on honest ones, which it
+must not accuse.
+
+A mutant is killed in a dtype when a case or law fails, and counts as killed when it is in every dtype of the trial.
+Cases and laws that do not reach the code with the fault see the reference itself, whose verdict is known, and are not
+run; neither are laws of other chapters on a mutant that is killed already, nor in any dtype but the first all others
+once ENOUGH have failed. Survivors are argued equivalent in the catalogue, or show that a case is missing.
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from conformance import SPEC
+from conformance.adapter import Adapter, Array, describe
+from conformance.adapters.storm_ref import Reference
+from conformance.case import Case
+from conformance.law import Law
+from conformance.mutants import MUTANTS, Mutant, adapter_of
+from conformance.mutants.honest import HONEST, honest_adapter
+from conformance.mutants.mutant import Patch, codes
+from conformance.port import Port
+from conformance.runner import FAILED, judge, judge_law
+from conformance.vectors import FOLDER, load_cases, manifest, write_aside
+
+__all__ = ["Finding", "reach", "subjects", "summary", "trial", "try_port"]
+
+DTYPES = ("float64", "float32")
+ENOUGH = 10
+Subject = Case | Law
+Place = tuple[str, int, str]  # of a piece of code: file, line, name
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the suite found on one port in one dtype: the ids of the cases and laws that failed."""
+
+    name: str
+    dtype: str
+    failed: tuple[str, ...]
+    first: str  # what the first of them said
+    seconds: float
+
+
+def subjects(folder: Path = FOLDER) -> list[Subject]:
+    """Every frozen case, and the laws of the same chapters."""
+    laws = (importlib.import_module(f"conformance.laws.{name}").LAWS for name in manifest(folder)["chapters"])
+    return [*load_cases(folder), *(law for chapter in laws for law in chapter)]
+
+
+def _place(code: CodeType) -> Place:
+    return code.co_filename, code.co_firstlineno, code.co_qualname
+
+
+class _Traced(Reference):
+    """The reference, which notes what code runs."""
+
+    def __init__(self) -> None:
+        self.seen: set[CodeType] = set()
+
+    def run(
+        self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes_asked: Sequence[str]
+    ) -> Mapping[str, Array]:
+        def note(frame: FrameType, event: str, _: object) -> None:
+            if event == "call":
+                self.seen.add(frame.f_code)
+
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            return super().run(op, inputs, params, probes_asked)
+        finally:
+            sys.setprofile(before)
+
+
+def _judged(port: Port, subject: Subject) -> tuple[str, str]:
+    found = judge(port, subject) if isinstance(subject, Case) else judge_law(port, subject, 0, shrink=False)
+    return found.verdict, found.detail
+
+
+def reach(found: Iterable[Subject], wanted: Iterable[CodeType]) -> dict[str, frozenset[Place]]:
+    """Which of the wanted pieces of code each case or law runs, on the reference."""
+    interesting = {_place(code) for code in wanted}
+    reached = {}
+    for subject in found:
+        traced = _Traced()
+        _judged(Port(traced, describe(traced)), subject)
+        reached[subject.id] = frozenset(interesting & {_place(code) for code in traced.seen})
+    return reached
+
+
+def try_port(name: str, adapter: Adapter, dtype: str, found: Iterable[Subject], enough: int | None = None) -> Finding:
+    """Judge a port by cases and laws until `enough` have failed, a coarse one among them; None: by all.
+
+    Hypothesis does not look for the smallest example.
+    """
+    start = time.process_time()
+    port = Port(adapter, describe(adapter), dtype)
+    failed: list[Subject] = []
+    first = ""
+    for subject in found:
+        if enough is not None and len(failed) >= enough and any(other.coarse for other in failed):
+            break
+        verdict, detail = _judged(port, subject)
+        if verdict in FAILED:
+            failed.append(subject)
+            first = first or f"{subject.id}: {detail}"
+    return Finding(name, dtype, tuple(subject.id for subject in failed), first, time.process_time() - start)
+
+
+_SUBJECTS: dict[str, Subject] = {}  # of a worker process
+
+
+def _start(folder: Path) -> None:
+    torch.set_num_threads(1)
+    _SUBJECTS.update({subject.id: subject for subject in subjects(folder)})
+
+
+@dataclass(frozen=True)
+class Task:
+    """A port to try in a dtype, on these cases and laws, and on the others if none of them fails."""
+
+    name: str
+    dtype: str
+    ids: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    enough: int | None = None
+
+
+def _work(task: Task) -> Finding:
+    wrong = task.name in MUTANTS
+    adapter = adapter_of(MUTANTS[task.name]) if wrong else honest_adapter(task.name)
+    found = try_port(task.name, adapter, task.dtype, [_SUBJECTS[i] for i in task.ids], task.enough)
+    if found.failed or not task.others:
+        return found
+    more = try_port(task.name, adapter, task.dtype, [_SUBJECTS[i] for i in task.others], 1)
+    return replace(more, seconds=found.seconds + more.seconds)
+
+
+def _relevant(
+    patches: Sequence[Patch], found: Sequence[Subject], reached: Mapping[str, frozenset[Place]]
+) -> list[Subject]:
+    """The cases and laws that run the code which the patches replace."""
+    changed = codes(patches)
+    places = None if changed is None else {_place(code) for code in changed}
+    return [subject for subject in found if places is None or places & reached[subject.id]]
+
+
+def _tasks(
+    mutants: Sequence[Mutant], honest: Sequence[str], dtypes: Sequence[str], found: Sequence[Subject]
+) -> list[Task]:
+    """What to run; the longest first, so that no process is left with a long one at the end."""
+    named = {name: HONEST[name].changes() for name in honest}
+    every = [*(mutant.patches for mutant in mutants), *named.values()]
+    reached = reach(found, [code for patches in every for code in codes(patches) or ()])
+    tasks = []
+    for name, patches in named.items():
+        ids = tuple(subject.id for subject in (_relevant(patches, found, reached) if patches else found))
+        tasks += [Task(name, dtype, ids) for dtype in dtypes]
+    for mutant in mutants:
+        own = sorted(_relevant(mutant.patches, found, reached), key=lambda s: s.chapter != mutant.chapter)
+        soon = tuple(s.id for s in own if isinstance(s, Case) or s.chapter == mutant.chapter)
+        late = tuple(s.id for s in own if s.id not in set(soon))
+        tasks += [Task(mutant.name, dtype, soon, late, None if dtype == dtypes[0] else ENOUGH) for dtype in dtypes]
+    return sorted(tasks, key=lambda task: -len(task.ids))
+
+
+def _run(tasks: Iterable[Task], folder: Path, jobs: int, done: Callable[[Finding], None]) -> None:
+    if jobs == 1:
+        _start(folder)
+        for task in tasks:
+            done(_work(task))
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conformance.mutants.trial"])
+    with ProcessPoolExecutor(jobs, context, _start, (folder,)) as pool:
+        waiting = [pool.submit(_work, task) for task in tasks]
+        for future in waiting:
+            future.add_done_callback(lambda f: done(f.result()) if f.exception() is None else None)
+        for future in waiting:
+            future.result()
+
+
+def summary(mutants: Sequence[Mutant], findings: Sequence[Finding], found: Sequence[Subject]) -> dict[str, Any]:
+    """mutants.json: who was killed, by what, who survived, and who was accused without cause."""
+    known = {subject.id: subject for subject in found}
+    wrong = {mutant.name for mutant in mutants}
+    of = {(f.name, f.dtype): f for f in findings if f.name in wrong}
+    dtypes = sorted({f.dtype for f in findings}, reverse=True)
+
+    def killed(mutant: Mutant, *which: str, coarse: bool = False) -> bool:
+        return all(any(not coarse or known[i].coarse for i in of[mutant.name, dtype].failed) for dtype in which)
+
+    by_requirement: dict[str, set[str]] = defaultdict(set)
+    for finding in of.values():
+        for i in finding.failed:
+            for requirement in known[i].requirements:
+                by_requirement[requirement].add(finding.name)
+    honest = [f for f in findings if f.name not in wrong]
+    return {
+        "spec": SPEC,
+        "dtypes": dtypes,
+        "mutants": len(mutants),
+        "killed": sum(killed(m, *dtypes) for m in mutants),
+        **{f"killed_{dtype}": sum(killed(m, dtype) for m in mutants) for dtype in dtypes},
+        "killed_by_coarse": sum(killed(m, *dtypes, coarse=True) for m in mutants),
+        "survivors": [
+            {"name": m.name, "dtype": dtype, "fault": m.fault, "equivalent": m.equivalent}
+            for m in mutants
+            for dtype in dtypes
+            if not killed(m, dtype)
+        ],
+        "honest_variants": len({f.name for f in honest}),
+        "false_alarms": [
+            {"name": f.name, "dtype": f.dtype, "failed": list(f.failed), "first": f.first} for f in honest if f.failed
+        ],
+        "kills": {m.name: {dtype: list(of[m.name, dtype].failed[:10]) for dtype in dtypes} for m in mutants},
+        "requirements": {name: sorted(by_requirement[name]) for name in sorted(by_requirement)},
+    }
+
+
+def _print(data: Mapping[str, Any], mutants: Sequence[Mutant], console: Console) -> None:
+    table = Table("chapter", "mutants", *data["dtypes"])
+    survived = {(s["name"], s["dtype"]) for s in data["survivors"]}
+    total = Counter(m.chapter for m in mutants)
+    for chapter, count in total.items():
+        names = [m.name for m in mutants if m.chapter == chapter]
+        table.add_row(chapter, str(count), *(str(sum((n, d) not in survived for n in names)) for d in data["dtypes"]))
+    console.print(table)
+    killed, coarse = data["killed"], data["killed_by_coarse"]
+    console.print(f"killed {killed} of {data['mutants']} in every dtype, {coarse} by coarse cases and laws")
+    lines = [f"{name}: {len(names)}" for name, names in data["requirements"].items()]
+    console.print("mutants killed by requirement: " + ", ".join(lines), highlight=False)
+    for s in data["survivors"]:
+        why = f"equivalent: {s['equivalent']}" if s["equivalent"] else "a case is missing"
+        console.print(f"survivor {s['name']} in {s['dtype']}: {s['fault']}; {why}", highlight=False, markup=False)
+    for alarm in data["false_alarms"]:
+        console.print(
+            f"false alarm on {alarm['name']} in {alarm['dtype']}: {alarm['first']}", highlight=False, markup=False
+        )
+    console.print(f"{data['honest_variants']} honest variants, {len(data['false_alarms'])} false alarms")
+
+
+def _chosen(only: Sequence[str] | None) -> tuple[list[Mutant], list[str]]:
+    strange = [name for name in only or () if name not in MUTANTS and name not in HONEST]
+    if strange:
+        raise ValueError(
+            f"there is no mutant or honest variant {', '.join(strange)}; conformance/mutants has their names"
+        )
+    mutants = [m for m in MUTANTS.values() if not only or m.name in only]
+    return mutants, [name for name in HONEST if not only or name in only]
+
+
+def trial(args: argparse.Namespace) -> int:
+    """Try the suite, print what came of it, write mutants.json. 0 when all but equivalent mutants are killed and no
+    honest variant is accused, else 1."""
+    mutants, honest = _chosen(args.only)
+    folder = getattr(args, "vectors", FOLDER)
+    dtypes, jobs = args.dtype or list(DTYPES), args.jobs or os.cpu_count() or 1
+    torch.set_num_threads(1)
+    found, findings = subjects(folder), []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("mutants", total=(len(mutants) + len(honest)) * len(dtypes))
+
+        def done(finding: Finding) -> None:
+            findings.append(finding)
+            bar.update(shown, advance=1, description=finding.name[:32].ljust(32))
+
+        _run(_tasks(mutants, honest, dtypes, found), folder, jobs, done)
+    data = summary(mutants, findings, found)
+    write_aside(args.out / "mutants.json", (json.dumps(data, indent=1) + "\n").encode())
+    _print(data, mutants, Console())
+    open_survivors = [s for s in data["survivors"] if not s["equivalent"]]
+    return 1 if open_survivors or data["false_alarms"] else 0

@@ -1,0 +1,114 @@
+"""Each case and law as a test of its own: `pytest -p conformance.pytest_plugin --conformance-adapter my_port:adapter`.
+
+What is unsupported is skipped, but fails where it counts for a profile that was asked for: it does not conform.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from conformance.adapter import AdapterError, describe
+from conformance.case import Case
+from conformance.law import Law
+from conformance.operations import DTYPES, PROFILES
+from conformance.port import Port
+from conformance.runner import FAILED, Outcome, judge, judge_law, select
+from conformance.wire import WireAdapter, command_words, host_words
+
+ADAPTER = pytest.StashKey[WireAdapter]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options with the names of the command line's."""
+    group = parser.getgroup("conformance", "conformance to the STORM specification")
+    group.addoption("--conformance-adapter", metavar="MODULE:OBJECT", help="the port, in a process of its own")
+    group.addoption("--conformance-cmd", metavar="PROGRAM", help="the port as a program that speaks the wire protocol")
+    group.addoption("--conformance-profile", action="append", choices=[*PROFILES], help="default: those of the port")
+    group.addoption("--conformance-dtype", choices=DTYPES, default="float64")
+    group.addoption("--conformance-seed", type=int, default=0, help="of the laws' examples")
+    group.addoption("--conformance-timeout", type=float, default=60.0, metavar="SECONDS")
+
+
+class NotConforming(Exception):
+    """A case or law that the port does not pass."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        super().__init__(outcome.detail)
+
+
+class Subject(pytest.Item):
+    """One case or law."""
+
+    def __init__(self, *, subject: Case | Law, port: Port, seed: int, claimed: set[str], **more: Any) -> None:
+        super().__init__(**more)
+        self.subject, self.port, self.seed = subject, port, seed
+        self.counts = subject.coarse and bool(claimed & set(subject.profiles))
+
+    def runtest(self) -> None:
+        """Judge it."""
+        subject = self.subject
+        outcome = judge(self.port, subject) if isinstance(subject, Case) else judge_law(self.port, subject, self.seed)
+        if outcome.verdict in FAILED or (outcome.verdict == "unsupported" and self.counts):
+            raise NotConforming(outcome)
+        if outcome.verdict == "unsupported":
+            pytest.skip(outcome.detail)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """What is wrong and with what it breaks, without a traceback through the suite."""
+        if not isinstance(excinfo.value, NotConforming):
+            return super().repr_failure(excinfo, style)
+        outcome = excinfo.value.outcome
+        lines = [f"{outcome.verdict}: {outcome.detail}"]
+        if outcome.measured is not None:
+            lines.append(
+                f"error {outcome.measured.error:.6g}, limit {outcome.measured.limit:.6g} {outcome.measured.unit}"
+            )
+        requirements = ", ".join(self.subject.requirements)
+        return "\n".join([*lines, f"likely: {self.subject.meaning}", f"requirements: {requirements}"])
+
+    def reportinfo(self) -> tuple[Any, None, str]:
+        """Where it is: nowhere in the port's files."""
+        return self.path, None, self.subject.id
+
+
+class Suite(pytest.Collector):
+    """All cases and laws for one port."""
+
+    def collect(self) -> Iterator[Subject]:
+        """Those of the profiles asked for, else of the port's own."""
+        from conformance.laws import all_laws
+        from conformance.vectors import load_cases
+
+        option = self.config.getoption
+        adapter = self.config.stash[ADAPTER]
+        info = describe(adapter)
+        asked = option("--conformance-profile") or []
+        port = Port(adapter, info, option("--conformance-dtype"))
+        _, cases, laws = select(info, load_cases(), all_laws(), asked)
+        more = {"port": port, "seed": option("--conformance-seed"), "claimed": {*asked, *info.profiles}}
+        subjects: list[Case | Law] = [*cases, *laws]
+        for subject in subjects:
+            yield Subject.from_parent(self, name=subject.id, subject=subject, **more)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m select
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the suite's items to whatever tests were found."""
+    name, command = config.getoption("--conformance-adapter"), config.getoption("--conformance-cmd")
+    if not name and not command:
+        return
+    try:
+        words = command_words(command) if command else host_words(name)
+        config.stash[ADAPTER] = WireAdapter(words, config.getoption("--conformance-timeout"))
+        items.extend(Suite.from_parent(session, name="conformance", nodeid="conformance").collect())
+    except (AdapterError, ValueError) as error:
+        raise pytest.UsageError(f"conformance: {error}") from error
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the port."""
+    adapter = config.stash.get(ADAPTER, None)
+    if adapter is not None:
+        adapter.close()

@@ -1,0 +1,36 @@
+"""The reports as files, all from one result.json."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from conformance.report.html import report_html
+from conformance.report.junit import junit
+from conformance.report.markdown import markdown
+from conformance.report.terminal import print_report
+from conformance.result import read_result
+from conformance.vectors import write_aside
+
+__all__ = ["report", "write_reports"]
+
+
+def write_reports(data: dict[str, Any], folder: Path) -> Path:
+    """Write report.html, report.md and junit.xml into `folder`; returns the one to open first."""
+    pictures = []
+    if set(data["profiles"]) != {"smoke"}:  # which is to be quick, and drawing takes a second or two
+        from conformance.report.pictures import illustrations
+
+        pictures = illustrations()
+    write_aside(folder / "junit.xml", junit(data).encode())
+    write_aside(folder / "report.md", markdown(data).encode())
+    write_aside(folder / "report.html", report_html(data, pictures).encode())
+    return folder / "report.html"
+
+
+def report(args: argparse.Namespace) -> int:
+    """`python -m conformance report`: the reports of an earlier run again. The exit code is 0 whatever they say."""
+    data = read_result(args.result)
+    print_report(Console(), data, write_reports(data, args.out))
+    return 0

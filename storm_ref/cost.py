@@ -1,0 +1,290 @@
+"""Cost: multiply-adds, bytes moved and peak live bytes of every part, as functions of sizes alone.
+
+A tile of n tokens, v = p_y p_x points a token, C + S channels, P coordinates of J octaves, f noise features, width D, A
+heads, MLP ratio r, depth L; a domain of N tokens with K past frames:
+
+[COST-1] counted are the products of matrices: linear maps, the scores and the weighted sum of [MEM-1] and [MEM-2], and
+         both products of [ATT-1], at full size also under a window. One multiplication and its addition are one.
+[COST-2] one evaluation costs the sum over its tiles of
+         n D [(2 C + S) v + 2 P J] + D (f + 3 D) + L [9 D^2 + (8 + 2 r) n D^2 + 4 D n^2], whatever K
+[COST-3] compressing K frames costs N D [K ((C + S) v + 2 D + 2) + 2 P J + D] + 2 K J D
+[COST-4] between chunks of frames the memory holds N (D + 2 A) numbers, whatever K
+[COST-5] halos multiply the products over tokens by at most o, those over pairs of tokens by at most o^2, o of [TILE-10]
+
+These are the counts of the equations, and the reference runs just them for one member with all frames in one chunk;
+what it repeats for more (position codes, for each chunk and each member of a tile) the functions below count as run.
+Bytes moved: a product reads its factors and writes its result once; biases and masks are not in it. Peak live bytes:
+the most that tensors hold at one time besides weights and inputs, without gradients; what a kernel keeps for itself is
+not in it. All are integers, and equal to counts taken on the running code (tests/counting.py); peaks depend on which
+temporaries torch makes, and are those of version 2.13 on the CPU.
+
+The paper: linear complexity by compression and tiling; TimeSformer O(K^2 N + K N^2). The convention is ours.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from storm_ref.config import StormConfig
+from storm_ref.tiling import Axis, Tiling, cores
+
+__all__ = [
+    "Cost",
+    "attention",
+    "block",
+    "divided_block",
+    "evaluation",
+    "exponent",
+    "linear",
+    "memory",
+    "memory_chunk",
+    "memory_state",
+    "mlp",
+    "multi_head",
+    "noise_embedding",
+    "output",
+    "peak_evaluation",
+    "peak_memory",
+    "peak_tiled",
+    "position_code",
+    "sampling",
+    "space_time_block",
+    "state_tokens",
+    "tiled_evaluation",
+]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of products of matrices, and the numbers these read and write. Costs add; n * cost is n runs."""
+
+    multiply_adds: int = 0
+    numbers: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.multiply_adds + other.multiply_adds, self.numbers + other.numbers)
+
+    def __rmul__(self, times: int) -> "Cost":
+        return Cost(times * self.multiply_adds, times * self.numbers)
+
+    def bytes_moved(self, itemsize: int) -> int:
+        """Of a network whose numbers take `itemsize` bytes."""
+        return itemsize * self.numbers
+
+
+# Products
+
+
+def linear(rows: int, inner: int, out: int) -> Cost:
+    """x W^T for x [rows, inner] and W [out, inner]."""
+    return Cost(rows * inner * out, rows * inner + inner * out + rows * out)
+
+
+def attention(batch: int, n: int, m: int, width: int) -> Cost:
+    """Both products of [ATT-1], n queries and m keys, any number of heads; the scores are never stored."""
+    return Cost(2 * batch * n * m * width, 2 * batch * (n + m) * width)
+
+
+def multi_head(batch: int, n: int, m: int, width: int) -> Cost:
+    """Projections and attention of n tokens to m tokens of context."""
+    project = linear(batch * n, width, width), linear(batch * m, width, width)
+    return 2 * project[0] + 2 * project[1] + attention(batch, n, m, width)
+
+
+def mlp(rows: int, width: int, ratio: int) -> Cost:
+    """Up to ratio * width and down again."""
+    return linear(rows, width, ratio * width) + linear(rows, ratio * width, width)
+
+
+# The network
+
+
+def _values(c: StormConfig) -> int:
+    return (c.channels + c.static_channels) * c.patch[0] * c.patch[1]
+
+
+def state_tokens(c: StormConfig, rows: int) -> Cost:
+    """The patch embedding of [TOK-4], or of [TOK-5], for this many tokens."""
+    return linear(rows, _values(c), c.width)
+
+
+def position_code(c: StormConfig, rows: int) -> Cost:
+    """P(r) of [TOK-7]."""
+    return linear(rows, 2 * c.position_features * c.position_octaves, c.width)
+
+
+def noise_embedding(c: StormConfig, batch: int) -> Cost:
+    """[NET-1]"""
+    return linear(batch, c.noise_features, c.width) + linear(batch, c.width, c.width)
+
+
+def block(c: StormConfig, n: int, batch: int = 1) -> Cost:
+    """[ATT-3] on n tokens and n memory tokens: adaptive layer norm once a sample, two attentions, MLP."""
+    adaptive = linear(batch, c.width, 9 * c.width)
+    return adaptive + 2 * multi_head(batch, n, n, c.width) + mlp(batch * n, c.width, c.mlp_ratio)
+
+
+def output(c: StormConfig, n: int, batch: int = 1) -> Cost:
+    """[NET-4]"""
+    values = c.channels * c.patch[0] * c.patch[1]
+    return linear(batch, c.width, 2 * c.width) + linear(batch * n, c.width, values)
+
+
+def evaluation(c: StormConfig, n: int, batch: int = 1, positions: int = 1) -> Cost:
+    """One evaluation of the network on n tokens, [COST-2]; `positions`: how many samples have their own positions."""
+    tokens = state_tokens(c, batch * n) + position_code(c, positions * n)
+    return tokens + noise_embedding(c, batch) + c.depth * block(c, n, batch) + output(c, n, batch)
+
+
+# The memory
+
+
+def memory_chunk(c: StormConfig, n: int, frames: int, batch: int = 1) -> Cost:
+    """[TOK-5] and the streaming update of [MEM-3] for a chunk of frames of n tokens; no frame costs nothing."""
+    if frames == 0:
+        return Cost()
+    rows, codes = batch * frames * n, batch * frames
+    tokens = state_tokens(c, rows) + position_code(c, n) + linear(codes, 2 * c.position_octaves, c.width)
+    score = Cost(rows * c.width, rows * c.width + c.width + rows * c.heads)
+    total = Cost(rows * c.width, rows * c.heads + rows * c.width + batch * n * c.width)
+    return tokens + 2 * linear(rows, c.width, c.width) + score + total
+
+
+def memory(c: StormConfig, n: int, frames: int, chunk: int | None = None, batch: int = 1) -> Cost:
+    """[MEM-2] of all frames, `chunk` at a time (None: at once), [COST-3]. Raises ValueError for no frame or chunk."""
+    chunk = frames if chunk is None else chunk
+    if frames < 1 or chunk < 1:
+        raise ValueError(f"the memory needs at least one frame and one at a time, got {frames} and {chunk}")
+    chunks = frames // chunk * memory_chunk(c, n, chunk, batch) + memory_chunk(c, n, frames % chunk, batch)
+    return chunks + linear(batch * n, c.width, c.width)
+
+
+def memory_state(c: StormConfig, n: int, batch: int = 1) -> int:
+    """Numbers held between chunks: maximum, denominator and accumulator, [COST-4]."""
+    return batch * n * (c.width + 2 * c.heads)
+
+
+# Tiles and the sampler
+
+
+def _lengths(axis: Axis) -> Counter[int]:
+    """How many tiles have which length, in the order of their first, as tiling.extents has them."""
+    if axis.core == axis.length:
+        return Counter({axis.length: 1})
+    ends = ((start - axis.halo, stop + axis.halo) for start, stop in cores(axis))
+    if axis.periodic:
+        return Counter(stop - start for start, stop in ends)
+    return Counter(min(stop, axis.length) - max(start, 0) for start, stop in ends)
+
+
+def _batches(c: StormConfig, tiling: Tiling, together: int) -> list[tuple[int, int, int]]:
+    """Tokens of a tile, tiles in a batch, how many such batches: as `tiling.tiled` makes them of tiles of one shape."""
+    if (tiling.y.patch, tiling.x.patch) != c.patch:
+        raise ValueError(f"the tiling has patches of {tiling.y.patch} x {tiling.x.patch}, the network of {c.patch}")
+    found = []
+    for (rows, across), (cols, along) in product(_lengths(tiling.y).items(), _lengths(tiling.x).items()):
+        n, count = rows // tiling.y.patch * (cols // tiling.x.patch), across * along
+        found += [(n, together, count // together), (n, count % together, 1)]
+    return [(n, tiles, times) for n, tiles, times in found if tiles and times]
+
+
+def tiled_evaluation(c: StormConfig, tiling: Tiling, members: int = 1, together: int = 16) -> Cost:
+    """T[D] once, [TILE-6]; `together` has a part in the bytes alone, since each batch of tiles reads all weights.
+
+    Raises ValueError when the tiles are cut in other patches than the network's.
+    """
+    batches = _batches(c, tiling, together)
+    parts = [times * evaluation(c, n, members * count, members * count) for n, count, times in batches]
+    return sum(parts, Cost())
+
+
+def sampling(once: Cost, steps: int) -> Cost:
+    """Heun's sampler of n steps: 2 n - 1 evaluations, [EDM-7]."""
+    return (2 * steps - 1) * once
+
+
+# Peak live bytes
+
+
+def peak_evaluation(c: StormConfig, n: int, itemsize: int, batch: int = 1, positions: int = 1) -> int:
+    """Most bytes at one time in one evaluation of D on n tokens, at least 2 x 2 of them, in numbers of 4 or 8 bytes.
+
+    The largest of six moments. Attention keeps no scores, but a window's mask is n x n, as booleans and as numbers.
+    """
+    m, points = batch * n, c.patch[0] * c.patch[1]
+    tokens, mask = m * c.width * itemsize, 0 if c.window is None else n * n
+    codes = c.position_octaves * (5 * positions * n * c.position_features + 1)
+    state = 4 * 8 * batch + m * c.channels * points * itemsize  # coefficients, and c_in x
+    base = state + batch * (10 * c.width + c.heads) * itemsize + mask  # noise embedding, its nine maps, gates
+    return max(
+        state + 2 * m * _values(c) * itemsize,  # fields side by side, and their patches
+        state + tokens + 8 * codes,  # phases, sines, cosines, and both in one, in float64
+        base + 8 * tokens + (m * c.heads + mask) * itemsize,  # x twice, two norms, q, k, v, result; its normaliser
+        base + 9 * tokens,  # the result weighted by the gate
+        base + (4 + 2 * c.mlp_ratio) * tokens,  # x twice, two norms, the MLP before and after gelu
+        4 * 8 * batch + m * c.channels * points * (itemsize + 3 * 8),  # F, and D in float64
+    )
+
+
+def peak_tiled(c: StormConfig, tiling: Tiling, itemsize: int, members: int = 1, together: int = 16) -> int:
+    """Most bytes at one time in T[D], from its second evaluation on, when all cropped conditions are there.
+
+    These and the blended result grow with the domain; the tiles in flight do not.
+    """
+    points, kept, most, last = c.patch[0] * c.patch[1], 0, 0, 0
+    for n, count, times in _batches(c, tiling, together):
+        batch = members * count
+        kept += times * batch * n * ((c.static_channels * points + c.width) * itemsize + 8 * c.position_features)
+        tiles = 8 * batch * n * c.channels * points  # a batch of states, or of results, in float64
+        before = tiles if times > 1 else last  # results of the batch before are let go when the next are there
+        inside = before + tiles + 8 * batch + peak_evaluation(c, n, itemsize, batch, batch)
+        most, last = max(most, inside), tiles
+    return kept + 8 * members * c.channels * tiling.y.length * tiling.x.length + most
+
+
+def peak_memory(c: StormConfig, n: int, chunk: int, itemsize: int, batch: int = 1, first: bool = False) -> int:
+    """Most bytes at one time while a chunk of at least two frames streams into the memory, [COST-4]: whatever K.
+
+    For heads of at least two numbers, frames in the network's dtype; `first`: no frame is in it yet.
+    """
+    m, e = batch * n, itemsize
+    tokens, fields, score = chunk * m * c.width * e, chunk * m * _values(c) * e, chunk * m * c.heads * e
+    start = memory_state(c, n, batch) * e
+    held = 0 if first else start
+    ages = batch * chunk * c.width * e
+    codes = 8 * c.position_octaves * (5 * n * c.position_features + 1)
+    parts = m * (2 * c.width + 3 * c.heads) * e
+    update = start + parts + 2 * tokens + 2 * score  # the old state and its parts in the new
+    return max(
+        held + 2 * fields + tokens,  # fields, their patches, tokens
+        held + fields + tokens + ages + codes,
+        held + fields + 3 * tokens + ages,  # with the position, with the age
+        held + 3 * tokens + 2 * score,  # tokens, keys, values
+        update + (score if m > n or c.heads > 1 else 0) + (tokens if batch > 1 else 0),  # copies for torch's product
+        update + m * c.width * e,  # the new accumulator
+    )
+
+
+# Baselines
+
+
+def space_time_block(width: int, frames: int, n: int, ratio: int = 4, batch: int = 1) -> Cost:
+    """Full attention over T N tokens: 12 T N D^2 + 2 D (T N)^2 for ratio 4."""
+    tokens = frames * n
+    return multi_head(batch, tokens, tokens, width) + mlp(batch * tokens, width, ratio)
+
+
+def divided_block(width: int, frames: int, n: int, ratio: int = 4, batch: int = 1) -> Cost:
+    """TimeSformer: 17 T N D^2 + 2 D T N (T + N) for ratio 4."""
+    rows = batch * frames * n
+    time = multi_head(batch * n, frames, frames, width) + linear(rows, width, width)
+    return time + multi_head(batch * frames, n, n, width) + mlp(rows, width, ratio)
+
+
+def exponent(costs: Sequence[int], sizes: Sequence[int]) -> float:
+    """Slope of ln cost against ln size by least squares: 1 is linear, 2 quadratic."""
+    x, y = ([math.log(v) for v in values] for values in (sizes, costs))
+    middle = sum(x) / len(x)
+    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)

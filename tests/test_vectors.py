@@ -1,0 +1,213 @@
+"""Frozen vectors: what is stored is what the recipes give now, and nothing damaged is used."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conformance.__main__ import main
+from conformance.adapter import Array
+from conformance.adapters.storm_ref import Reference
+from conformance.case import Case, Chain, Recipe
+from conformance.cases import CHAPTERS, all_recipes, chapter_recipes
+from conformance.laws import all_laws, count_by_profile
+from conformance.operations import OPERATIONS, PROFILES, round_to, to_dtype
+from conformance.runner import measure
+from conformance.tolerance import Exact, MonteCarlo, MustReject
+from conformance.vectors import (
+    FOLDER,
+    VectorError,
+    case_from_json,
+    case_to_json,
+    freeze,
+    load_cases,
+    manifest,
+    write_vectors,
+)
+
+CASES = load_cases()
+BY_ID = {case.id: case for case in CASES}
+RECIPES = {recipe.id: recipe for drafts in all_recipes().values() for recipe in drafts}
+VECTOR_BYTES = 5_000_000
+
+
+def _equal(got: Array, stored: Array) -> bool:
+    return got.dtype == stored.dtype and got.shape == stored.shape and np.array_equal(got, stored, equal_nan=_real(got))
+
+
+def _real(value: Array) -> bool:
+    return bool(np.issubdtype(value.dtype, np.floating))
+
+
+def test_vectors_are_those_of_the_recipes() -> None:
+    assert [case.id for case in CASES] == list(RECIPES)
+    for case in CASES:
+        recipe = RECIPES[case.id]
+        assert (case.op, case.requirements, case.profiles) == (recipe.op, recipe.requirements, recipe.profiles), case.id
+        assert (case.meaning, case.hunts, case.dtype) == (recipe.meaning, recipe.hunts, recipe.dtype), case.id
+        assert json.loads(json.dumps(recipe.params)) == case.params, case.id
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_inputs_are_made_again_bit_for_bit(chapter: str) -> None:
+    for recipe in chapter_recipes(chapter):
+        case = BY_ID[recipe.id]
+        assert set(case.inputs) == set(recipe.inputs), recipe.id
+        for name, value in recipe.inputs.items():
+            assert _equal(np.asarray(value), case.inputs[name]), f"{recipe.id}: {name}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_expected_values_are_made_again(chapter: str) -> None:
+    """[NUM-8] Given ones to the last bit; the reference's within half of what a port is allowed in float64."""
+    for recipe in chapter_recipes(chapter):
+        case = BY_ID[recipe.id]
+        if isinstance(recipe.judge, MustReject):
+            assert not case.expected
+        elif recipe.expected is not None:
+            assert all(_equal(np.asarray(v), case.expected[n]) for n, v in recipe.expected.items()), recipe.id
+        else:
+            dtype = recipe.dtype or "float64"
+            inputs = to_dtype(recipe.op, recipe.inputs, "float64")
+            got = Reference().run(recipe.op, inputs, {**recipe.params, "dtype": "float64"}, ())
+            measured, _ = measure(case, dict(got), dtype)
+            assert measured is None or measured.fraction <= 0.5, f"{recipe.id}: {measured}"
+
+
+@pytest.mark.parametrize("name", ["tokenisation/embed", "edm/sample", "memory/one-chunk"])
+def test_limits_are_made_again(name: str) -> None:
+    """[NUM-13] The seeds are stored; another processor may round differently, hence a tenth."""
+    stored = BY_ID[name].tolerance
+    again = freeze(RECIPES[name], Reference()).tolerance
+    if not isinstance(stored, MonteCarlo):
+        assert again == stored
+        return
+    assert isinstance(again, MonteCarlo) and (again.k, again.runs, again.seed) == (stored.k, stored.runs, stored.seed)
+    for dtype, outputs in stored.limits.items():
+        for output, limits in outputs.items():
+            found = again.limits[dtype][output]
+            assert found.rms == pytest.approx(limits.rms, rel=0.1)
+            assert found.largest == pytest.approx(limits.largest, rel=0.1)
+
+
+def test_narrow_inputs_serve_every_dtype() -> None:
+    """[NUM-14] [NUM-6] No rounding of inputs enters a comparison, and no tensor of weights is zero."""
+    for case in CASES:
+        for name, value in case.inputs.items():
+            if OPERATIONS[case.op].is_narrow(name) and _real(value):
+                np.testing.assert_array_equal(round_to(value, "bfloat16"), value, f"{case.id}: {name}")
+    generic = BY_ID["denoiser/generic-weights"].inputs
+    weights = {name: value for name, value in generic.items() if name.startswith("weights.")}
+    assert len(weights) > 40 and all((value != 0).mean() > 0.99 for value in weights.values())
+
+
+def test_manifest_has_the_denominators() -> None:
+    """[CONF-2] [CONF-3] Coarse cases and laws are counted, fine ones are not."""
+    found = manifest()
+    for name in PROFILES:
+        assert found["profiles"][name]["cases"] == sum(case.coarse and name in case.profiles for case in CASES)
+        assert found["profiles"][name]["laws"] == count_by_profile().get(name, 0)
+    assert found["cases"] == len(CASES) >= 150 and len(all_laws()) >= 40
+    assert all(found["profiles"][name]["cases"] for name in PROFILES)
+
+
+def test_vectors_are_small() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < VECTOR_BYTES
+
+
+def test_case_comes_back_from_json() -> None:
+    for case in CASES:
+        neighbour = case.neighbour[0] if case.neighbour else {}
+        arrays = {"inputs": case.inputs, "expected": case.expected, "neighbour": neighbour}
+        back = case_from_json(json.loads(json.dumps(case_to_json(case))), arrays)
+        assert back.tolerance == case.tolerance and back.params == case.params and back.id == case.id
+        assert (back.neighbour is None) == (case.neighbour is None)
+
+
+def _copy(tmp_path: Path) -> Path:
+    shutil.copytree(FOLDER, tmp_path / "vectors")
+    return tmp_path / "vectors"
+
+
+def test_load_cases_invalid_files(tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    target = folder / "edm.safetensors"
+    damaged = bytearray(target.read_bytes())
+    damaged[-1] ^= 1
+    target.write_bytes(damaged)
+    with pytest.raises(VectorError, match=r"edm\.safetensors are not those of the manifest"):
+        load_cases(folder)
+    target.unlink()
+    with pytest.raises(VectorError, match="cannot be read"):
+        load_cases(folder)
+    (folder / "manifest.json").write_text('{"vectors": "0.0"}')
+    with pytest.raises(VectorError, match=r"version 0\.0"):
+        manifest(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(VectorError, match="manifest cannot be read"):
+        manifest(folder)
+
+
+def test_main_damaged_vectors_are_the_suites_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("conformance.__main__.load_cases", lambda: load_cases(tmp_path / "nowhere"))
+    assert main(["smoke"]) == 2
+    assert "restore tiny_data/vectors" in capsys.readouterr().err
+
+
+def test_write_vectors_leaves_nothing_half_written(tmp_path: Path) -> None:
+    chosen = [BY_ID["tokenisation/order"], BY_ID["tokenisation/refuses-rows"]]
+    written = write_vectors({"tokenisation": chosen}, {"core": 3}, tmp_path)
+    assert written["cases"] == 2 and written["profiles"]["core"] == {"cases": 0, "laws": 3}
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".safetensors"]
+    back = load_cases(tmp_path)
+    assert [case.id for case in back] == [case.id for case in chosen]
+    np.testing.assert_array_equal(back[0].expected["tokens"], chosen[0].expected["tokens"])
+
+
+def _recipe(**changes: object) -> Recipe:
+    recipe = Recipe("tokenisation/test", "patchify", ("TOK-1",), ("core",), Exact("copies"), "a recipe of the tests")
+    x = np.arange(16.0).reshape(1, 1, 4, 4)
+    return replace(replace(recipe, inputs={"x": x}, params={"patch": [2, 2]}), **changes)  # type: ignore[arg-type]
+
+
+def test_freeze_takes_the_references_values_and_only_them_where_none_are_given() -> None:
+    frozen: Case = freeze(_recipe(), Reference())
+    assert frozen.expected["tokens"].shape == (1, 4, 4)
+    given = {"tokens": np.zeros((1, 4, 4))}
+    assert freeze(_recipe(expected=given), Reference()).expected is given
+    chain = freeze(_recipe(judge=Chain("a copy")), Reference())
+    assert isinstance(chain.tolerance, MonteCarlo) and set(chain.tolerance.limits) == {"float64", "float32", "bfloat16"}
+    fixed = freeze(_recipe(judge=Chain("a copy"), dtype="float32"), Reference())
+    assert isinstance(fixed.tolerance, MonteCarlo) and set(fixed.tolerance.limits) == {"float32"}
+    assert freeze(_recipe(or_refused=True), Reference()).may_refuse
+
+
+def test_freeze_invalid_inputs() -> None:
+    with pytest.raises(VectorError, match="not representable in bfloat16"):
+        freeze(_recipe(inputs={"x": np.full((1, 1, 4, 4), 0.1)}), Reference())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "Order"},
+        {"requirements": ()},
+        {"requirements": ("[EDM-5]",)},
+        {"op": "no-such-operation"},
+        {"profiles": ()},
+        {"profiles": ("everything",)},
+        {"dtype": "float16"},
+        {"judge": MustReject("without a neighbour")},
+        {"neighbour": ({}, {})},
+        {"judge": MustReject("with values"), "neighbour": ({}, {}), "expected": {}},
+        {"judge": MustReject("or not"), "neighbour": ({}, {}), "or_refused": True},
+    ],
+)
+def test_recipe_invalid_parts(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"tokenisation/test|a case id"):
+        _recipe(**changes)
