@@ -74,6 +74,7 @@ OPERATIONS: dict[str, Operation] = {
         _operation("denoiser noise_embedding fine embedding weights."),
         _operation("denoiser final fine tokens embedding raw weights.", "unpatchify"),
         _operation("denoiser count_weights fine"),
+        _operation("edm precondition fine"),  # of chapter 6, and a part of the denoiser
         _operation(
             "denoiser denoise coarse static past past_static weights.",
             "embed compress noise_embedding block final precondition",
@@ -82,7 +83,6 @@ OPERATIONS: dict[str, Operation] = {
         _operation("tiling tile_weights fine", "tile_geometry"),
         _operation("tiling tiled_denoise coarse", "tile_weights"),
         _operation("tiling denoise_tiled coarse static past past_static weights.", "denoise tiled_denoise"),
-        _operation("edm precondition fine"),
         _operation("edm schedule coarse"),
         _operation("edm sampler_step fine"),
         _operation("edm sample coarse", "sampler_step"),

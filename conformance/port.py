@@ -122,7 +122,7 @@ def _readable(result: object) -> dict[str, Array]:
     if not isinstance(result, Mapping):
         raise Wrong(f"the port returned {type(result).__name__} instead of a dict of arrays")
     try:
-        return {str(name): _array(name, value) for name, value in dict(result).items()}
+        return {str(name): _array(name, result[name]) for name in result}
     except Wrong:
         raise
     except Exception as error:  # a mapping that misbehaves when it is read

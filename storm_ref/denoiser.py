@@ -8,6 +8,7 @@
 [NET-5] D(x; sigma) = c_skip x + c_out F ([EDM-1]); the memory depends on neither x nor sigma: computed once an analysis
 [NET-6] the state x, static fields, memory and position share one grid and one batch (1 serves all), or an error names
         the shapes; so do the past frames, their static fields and ages
+[NET-9] ln sigma, the waves of phi and the argument of the gate are float64 whatever the network's dtype, rounded once
 [NET-7] presets count within 10 % of 10 M, 200 M and 10 B weights
 
 The paper: a Vision Transformer denoiser that sees the current state at full resolution and the past compressed. Noise

@@ -150,8 +150,11 @@ def edm_loss(
 ) -> Float[Tensor, ""]:
     """[EDM-3] averaged over samples and points; `noise` is standard normal.
 
-    Points not `valid` are left out of the average; the network sees them all the same, so x must be finite there too.
+    Points not `valid` are left out of the average, [EDM-11]; the network sees them all the same, so x must be finite
+    there too. Raises ValueError when none is valid.
     """
+    if valid is not None and not bool(valid.any()):
+        raise ValueError("no point is valid: a loss over nothing is not zero; leave the sample out")
     error = denoise(x + _over(sigma, x).to(x.dtype) * noise, sigma) - x
     weighted = _over(loss_weight(sigma, sigma_data), x).to(x.dtype) * error**2
     return weighted.mean() if valid is None else weighted[valid].mean()

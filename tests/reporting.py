@@ -13,7 +13,8 @@ from conformance.runner import Outcome, Run, _blocked, _profile
 from conformance.tolerance import Bound, Exact, Measured, MustReject, Tolerance, Ulp
 
 HOSTILE = (
-    "<script>document.title='owned'</script><img src=http://evil.example/i onerror=alert(1)>\"'> ]]> --> &amp; &#60;b&#62; "
+    "<script>document.title='owned'</script><img src=http://evil.example/i onerror=alert(1)>\"'> ]]> --> &amp; "
+    "&#60;b&#62; "
     "`code` | pipe \\| [link](http://evil.example) ![i](http://evil.example) **bold** @everyone \x00\x07\x1b[31m\r\n"
     "\u202e\ud800\uffff\u2028 {{7*7}} $(id) [bold]markup[/bold]"
 )
@@ -48,7 +49,10 @@ def run_of(outcomes: list[Outcome], name: str = "a port", expected: int | None =
 def passing() -> list[Outcome]:
     """A case of every kind and a law, all passed."""
     return [
-        Outcome(case("tiling/geometry", "tile_geometry", ("TILE-2",), Exact("indices")), "pass", "", "float64", off(0, 0), "y"),
+        Outcome(
+            case("tiling/geometry", "tile_geometry", ("TILE-2",), Exact("indices")),
+            "pass", "", "float64", off(0, 0), "y",
+        ),
         Outcome(case("tiling/weights", "tile_weights", tolerance=Ulp(4, "two")), "pass", "", "float64", off(1, 4), "y"),
         Outcome(case("tiling/blend", "tiled_denoise", ("TILE-6",)), "pass", "", "float64", off(1e-15), "y"),
         Outcome(
@@ -60,12 +64,13 @@ def passing() -> list[Outcome]:
 
 
 def failing(text: str = HOSTILE) -> list[Outcome]:
-    """The same and failures: fine and coarse, blocked and not, an error, infinities, missing operations; `text` in all."""
+    """The same and failures: fine and coarse, blocked and not, an error, no numbers, no operation; `text` in all."""
     weights = case("tiling/weights-closed", "tile_weights", ("TILE-4", "TILE-5"))
+    hard = case("tiling/weights-hard", "tile_weights", tolerance=Exact("ones"))
     return [
         *passing(),
         Outcome(weights, "fail", f"weight is off {text}", "float64", off(3e-9), "y", 0.25),
-        Outcome(case("tiling/weights-hard", "tile_weights", tolerance=Exact("ones")), "fail", text, "float64", off(3, 0), "y"),
+        Outcome(hard, "fail", text, "float64", off(3, 0), "y"),
         Outcome(case("tiling/seam", "tiled_denoise", ("TILE-6",)), "fail", text, "float64", off(float("inf")), "y"),
         Outcome(case("tiling/crash", "denoise_tiled", ("TILE-7",)), "error", f"the port raised {text}", "float64"),
         Outcome(case("cost/tiles", "multiply_adds", ("TILE-10",)), "unsupported", text, "float64"),
@@ -81,7 +86,9 @@ def hostile() -> dict[str, Any]:
     data["adapter"]["ops"].append(HOSTILE)
     data["profiles"][HOSTILE] = {"expected": 0, "passed": 0, "failed": 0, "unsupported": 0, "conforms": False}
     data["port"] = ["--cmd", HOSTILE]
-    entry = dict(data["cases"][5], id=f"tiling/{HOSTILE}", op=HOSTILE, meaning=HOSTILE, tolerance=HOSTILE, dtype=HOSTILE)
+    entry = dict(
+        data["cases"][5], id=f"tiling/{HOSTILE}", op=HOSTILE, meaning=HOSTILE, tolerance=HOSTILE, dtype=HOSTILE
+    )
     entry["class"], entry["requirements"], entry["blocked_by"] = HOSTILE, [HOSTILE], None
     entry["measured"] = entry["measured"] | {"unit": HOSTILE}
     data["cases"].append(entry)

@@ -93,7 +93,7 @@ def test_by_axis_is_the_rms_of_each_slice() -> None:
 )
 def test_first_difference_is_where_the_fault_is(mutant: str, first: str, wrong_part: str) -> None:
     port = mutant_port(mutant)
-    case = WHOLE if mutant != "layer_norm_eps" else BY_ID["denoiser/nearly-constant"]
+    case = WHOLE if mutant != "layer_norm_eps" else BY_ID["attention/block-near-constant"]
     found = free_running(port, Reference(), case, "float64")
     assert [stage.name for stage in found] == list(probe_names(case))
     assert next(stage.name for stage in found if stage.off) == first
@@ -113,7 +113,7 @@ def test_a_part_that_only_inherits_an_error_is_right_by_itself() -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
-    "name", ["denoiser/generic-weights", "memory/compress", "edm/sample", "assimilation/posterior", "tiling/cone"]
+    "name", ["denoiser/generic-weights", "memory/compress", "edm/sample", "assimilation/posterior-mmps", "tiling/cone"]
 )
 def test_nothing_is_off_on_the_reference(name: str, dtype: str) -> None:
     case = BY_ID[name]
@@ -208,7 +208,7 @@ def test_main_explains_from_requirement_to_command(tmp_path: Path, capsys: pytes
 
 
 def test_main_explains_a_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    law = "attention/law-gate-monotone"
+    law = "attention/law-gate-rises"
     words = ["explain", law, "--adapter", "conformance.mutants:gate_reversed", "--in-process", "--out", str(tmp_path)]
     assert main(words) == 1
     said = capsys.readouterr().out

@@ -12,6 +12,7 @@ import numpy as np
 from conformance.adapter import Array
 from conformance.case import Chain, Recipe
 from conformance.cases import draw
+from conformance.cases.attention import gate
 from conformance.cases.denoiser import network_recipe, skip_recipe
 from conformance.cases.memory import code_recipe
 from conformance.cases.networks import compress_inputs, config, copying_weights, past_inputs, scaled, shapes, weights
@@ -64,9 +65,10 @@ def _long_history(dtype: str) -> Recipe:
         "age": np.arange(1.0, 321.0)[None],
         "position": np.zeros((1, 1, 1)),
     }
+    why = "one running sum: integers below 2^24 and a division; one softmax: 160 weights of 1/320, their sum in float32"
     return Recipe(
         f"numerics/long-history-{dtype}", "compress", ("MEM-3", "MEM-4"), LOW,
-        Bound(4, "integers below 2^24, and one division"),
+        Bound(4 if dtype == "bfloat16" else 324, why),
         "sums over many frames stop growing: the state between chunks has too few bits", inputs,
         {"config": c, "chunk": 1}, {"memory": np.array([[[[0.5, 1, 1.5, 2]]]])}, hunts=("memory_state_narrow",),
         dtype=dtype,
@@ -81,9 +83,15 @@ def _between(level: float) -> float:
 
 def _networks(dtype: str) -> list[Recipe]:
     """The level case has its levels near 1, where c_noise is small and a rounding of sigma is not: its fast waves see
-    the one and not the other. In bfloat16 a steep gate does so too; float32 is enough for a gate."""
+    the one and not the other, and so does a steep gate in bfloat16."""
     slope = 64.0 if dtype == "bfloat16" else 4.0
-    gates = {"weights.blocks.0.gate_alpha": np.array([slope, -1]), "weights.blocks.0.gate_beta": np.array([0.0, 1])}
+    fast = np.zeros((6, 208))
+    fast[:, [*range(100, 104), *range(204, 208)]] = draw(np.random.default_rng(613), 6, 8, scale=8**-0.5)
+    change = {
+        "weights.embed_noise.0.weight": fast,
+        "weights.blocks.0.gate_alpha": np.array([slope, -1]),
+        "weights.blocks.0.gate_beta": np.array([0.0, 1]),
+    }
     return [
         network_recipe(
             f"numerics/denoise-{dtype}", 610, (4, 4), [0.7],
@@ -96,10 +104,10 @@ def _networks(dtype: str) -> list[Recipe]:
             width=4,
         ),
         network_recipe(
-            f"numerics/denoise-level-{dtype}", 612, (2, 4), [_between(1.0031), _between(1.0013)],
+            f"numerics/denoise-level-{dtype}", 615, (2, 4), [_between(1.0031), _between(1.0013)],
             "the noise level is rounded to the network's dtype before its logarithm is taken",
-            profiles=LOW, dtype=dtype, requirements=("NUM-9", "NET-1"), hunts=("sigma_narrow",), width=4,
-            noise_features=160, change=gates,
+            profiles=LOW, dtype=dtype, requirements=("NUM-9", "NET-1", "NET-9"), hunts=("sigma_narrow",),
+            width=6, noise_features=208, change=change,
         ),
     ]  # fmt: skip
 
@@ -113,6 +121,21 @@ def _scores(dtype: str) -> Recipe:
         Bound(4, "e^0 = 1 and e^-1024 = 0 are exact, sums of two small integers too"),
         f"scores of 1e4 overflow in {dtype}", {"score": score, "value": value}, {"chunks": [1, 1, 2, 1, 3]},
         {"memory": (value[:, 2] + value[:, 5]) / 2}, hunts=("memory_not_shifted",), dtype=dtype,
+    )  # fmt: skip
+
+
+def _gate(dtype: str) -> Recipe:
+    """[NET-9]: gates so steep that a noise level in the network's dtype is another one."""
+    inputs = {
+        "sigma": np.array([_between(1.0031), _between(1.0013), 1.0]),
+        "alpha": np.array([1024.0, 256, 32]),
+        "beta": np.array([0.0, 0.00390625, -0.03125]),
+    }
+    return Recipe(
+        f"numerics/gate-{dtype}", "gate", ("NET-9", "ATT-4"), LOW,
+        Bound(4, "softplus is alpha to the last digit, the argument float64; one rounding", scale=1.0),
+        "sigma, its logarithm or the gate's argument is rounded to the network's dtype", inputs, {},
+        {"gamma": gate(**inputs)}, hunts=("sigma_narrow",), dtype=dtype,
     )  # fmt: skip
 
 
@@ -144,7 +167,7 @@ def recipes() -> list[Recipe]:
         recipe
         for dtype in NARROW
         for recipe in (
-            _compression(dtype), _long_history(dtype), *_networks(dtype), _scores(dtype), _attention(dtype),
+            _compression(dtype), _long_history(dtype), *_networks(dtype), _scores(dtype), _gate(dtype), _attention(dtype),
             _embedding(dtype),
         )
     ]  # fmt: skip

@@ -310,7 +310,7 @@ def _offences() -> list[tuple[str, str, Axis, Axis, str, str]]:
     return [
         ("wrapping-halo", "TILE-3", axis(16, 4, 8, 2, True), ring, "core 4 and halo 8 wrap onto themselves on 16",
          "a tile shows the network a point twice"),
-        ("wide-blend", "TILE-1", axis(16, 4, 2, 4, False), closed, "the blend 4 exceeds the halo 2",
+        ("wide-blend", "TILE-1", axis(16, 8, 2, 4, False), axis(16, 8, 4, 4, False), "the blend 4 exceeds the halo 2",
          "points are blended that the tile does not see"),
         ("overlapping-blends", "TILE-1", axis(16, 4, 4, 4, False), axis(16, 4, 4, 2, False),
          "2 x 4 exceeds the core 4", "the blends of both ends of a tile overlap, and weights do not sum to one"),
@@ -359,14 +359,24 @@ def _refusals() -> list[Recipe]:
                 Recipe(f"tiling/geometry-refuses-{name}", "tile_geometry", (requirement,), ("tiling",),
                        MustReject(why), meaning, {}, bad, neighbour=({}, good))
             )  # fmt: skip
+    return [*found, *_other_grids(), *_network_refusals()]
+
+
+def _other_grids() -> list[Recipe]:
+    """States that are not on the tiling's grid: too few columns for it, and too many."""
     inputs, params = _refused_states(axis(16, 4, 4, 2, True), False)
-    narrow = {name: value[..., :12] if value.ndim > 1 else value for name, value in inputs.items()}
-    found.append(
-        Recipe("tiling/refuses-other-grid", "tiled_denoise", ("CONV-10",), ("tiling",),
-               MustReject("the state has 12 columns, the tiling 16"), "a state is cropped or padded to the tiling",
-               narrow, params, neighbour=(inputs, params))
-    )  # fmt: skip
-    return [*found, *_network_refusals()]
+    found = []
+    for name, columns, meaning in (
+        ("smaller", 12, "a state is padded, wrapped or repeated to fill the tiling"),
+        ("larger", 20, "a state is cropped to the tiling"),
+    ):
+        other = {key: np.resize(v, (*v.shape[:-1], columns)) if v.ndim > 1 else v for key, v in inputs.items()}
+        found.append(
+            Recipe(f"tiling/refuses-{name}-grid", "tiled_denoise", ("TILE-6", "CONV-10"), ("tiling",),
+                   MustReject(f"the state has {columns} columns, the tiling 16"), meaning, other, params,
+                   neighbour=(inputs, params))
+        )  # fmt: skip
+    return found
 
 
 def _network_refusals() -> list[Recipe]:

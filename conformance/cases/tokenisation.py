@@ -319,6 +319,20 @@ def _refusals() -> list[Recipe]:
             {"patch": [2, 2], "rows": 4},
             neighbour=({"tokens": tokens}, {"patch": [2, 2], "rows": 3}),
         ),
+        Recipe(
+            "tokenisation/refuses-date-line-jump",
+            "position",
+            ("TOK-6", "CONV-2", "CONV-10"),
+            ("core",),
+            MustReject("longitudes jump from 355 to 0: the mean of 355 and 0 is on the other side of the Earth"),
+            "longitudes that jump at the date line are averaged across the jump",
+            {"latitude": np.array([10.0, 5]), "longitude": np.array([345.0, 350, 355, 0, 5, 10])},
+            {"kind": "sphere", "patch": [2, 2]},
+            neighbour=(
+                {"latitude": np.array([10.0, 5]), "longitude": np.array([345.0, 350, 355, 360, 365, 370])},
+                {"kind": "sphere", "patch": [2, 2]},
+            ),
+        ),
     ]
 
 

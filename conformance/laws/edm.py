@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from conformance.adapter import Array
 from conformance.cases.edm import covariance, loss_inputs, schedule, silenced, tiny
 from conformance.law import Broken, Draw, Law, check_close, check_equal
+from conformance.laws.tiling import shaped
 from conformance.port import Port
 
 __all__ = ["LAWS"]
@@ -33,9 +34,12 @@ def _coefficients(port: Port, draw: Draw) -> None:
     rng, sd = _seeded(draw), draw(st.sampled_from([0.25, 0.5, 1.0, 1.5, 3.0]), "sigma_data")
     sigma = np.exp(rng.uniform(-6, 5, 8))
     names = ("c_skip", "c_out", "c_in", "c_noise", "loss_weight")
-    values = port.values("precondition", {"sigma": sigma}, {"sigma_data": sd}, *names)
-    skip, out, inner, noise, weight = values
-    double = port.values("precondition", {"sigma": 2 * sigma}, {"sigma_data": 2 * sd}, *names)
+
+    def values(unit: float) -> list[Array]:
+        found = port.values("precondition", {"sigma": unit * sigma}, {"sigma_data": unit * sd}, *names)
+        return [shaped(value, (8,), name) for name, value in zip(names, found, strict=True)]
+
+    (skip, out, inner, noise, weight), double = values(1.0), values(2.0)
     # Each coefficient is within 4 ULP, 8 u; a product of three is within 24 u and its own roundings.
     check_close(skip / (sd * inner) ** 2, np.ones(8), 32 * U, "c_skip over (sigma_data c_in)^2")
     check_close(out / (sigma * sd * inner), np.ones(8), 32 * U, "c_out over sigma sigma_data c_in")
@@ -84,7 +88,8 @@ def _churn(draw: Draw) -> dict[str, float]:
 
 
 def _samples(port: Port, inputs: Inputs, churn: Mapping[str, float]) -> Array:
-    return port.values("sample", inputs, {"churn": dict(churn)}, "samples")[0]
+    (found,) = port.values("sample", inputs, {"churn": dict(churn)}, "samples")
+    return shaped(found, inputs["latents"].shape, "samples")
 
 
 def _close(got: Array, want: Array, what: str) -> None:
@@ -188,9 +193,10 @@ def _order(port: Port, draw: Draw) -> None:
 def _levels(port: Port, draw: Draw) -> None:
     rng = _seeded(draw)
     normal = rng.standard_normal(9)
-    (sigma,) = port.values("training_sigma", {"normal": normal}, {}, "sigma")
-    (mirrored,) = port.values("training_sigma", {"normal": -normal}, {}, "sigma")
-    (shifted,) = port.values("training_sigma", {"normal": normal + 1}, {}, "sigma")
+    sigma, mirrored, shifted = (
+        shaped(port.values("training_sigma", {"normal": drawn}, {}, "sigma")[0], (9,), "sigma")
+        for drawn in (normal, -normal, normal + 1)
+    )
     # Arguments of exp are below 10 in size and each known to 40 u.
     check_close(sigma * mirrored / np.exp(-2.4), np.ones(9), 128 * U, "levels of opposite normal numbers, multiplied")
     check_close(shifted / sigma / np.exp(1.2), np.ones(9), 128 * U, "a level one standard deviation further up")
@@ -209,7 +215,16 @@ def _training(draw: Draw, members: int, silent: bool, **changes: Any) -> tuple[I
 
 
 def _loss(port: Port, inputs: Inputs, params: dict[str, Any]) -> float:
-    return float(port.values("loss", inputs, params, "loss")[0])
+    return float(shaped(port.values("loss", inputs, params, "loss")[0], (), "loss"))
+
+
+def _gradients(port: Port, inputs: Inputs, params: dict[str, Any]) -> tuple[float, Inputs]:
+    """The loss and its slopes, under the names of the weights."""
+    names = [name for name in inputs if name.startswith("weights.")]
+    asked = ("loss", *(name.replace("weights.", "gradients.") for name in names))
+    loss, *slopes = port.values("gradients", inputs, params, *asked)
+    pairs = zip(names, slopes, strict=True)
+    return float(shaped(loss, (), "loss")), {name: shaped(value, inputs[name].shape, name) for name, value in pairs}
 
 
 def _near(got: float, want: float, what: str) -> None:
@@ -276,9 +291,9 @@ def _slope(port: Port, draw: Draw) -> None:
     inputs, rng = _masked(inputs, _seeded(draw)), _seeded(draw)
     names = [name for name in inputs if name.startswith("weights.")]
     way = {name: rng.standard_normal(inputs[name].shape) for name in names}
-    found = port.values("gradients", inputs, params, "loss", *(n.replace("weights.", "gradients.") for n in names))
-    slope = sum(float((value * way[name]).sum()) for name, value in zip(names, found[1:], strict=True))
-    _near(float(found[0]), _loss(port, inputs, params), "the loss beside the gradients")
+    loss, found = _gradients(port, inputs, params)
+    slope = sum(float((found[name] * way[name]).sum()) for name in names)
+    _near(loss, _loss(port, inputs, params), "the loss beside the gradients")
 
     def difference(h: float) -> float:
         up, down = (_loss(port, inputs | {n: inputs[n] + s * way[n] for n in names}, params) for s in (h, -h))
@@ -286,18 +301,17 @@ def _slope(port: Port, draw: Draw) -> None:
 
     h = 2.0**-14
     fine, coarse = difference(h), difference(2 * h)
-    limit = abs(coarse - fine) / 2 + LOSS * U * float(found[0]) / h
+    limit = abs(coarse - fine) / 2 + LOSS * U * abs(loss) / h
     check_close(np.array(slope), np.array(fine), limit, "the gradient along a direction against the loss on both sides")
 
 
 def _gradient_mean(port: Port, draw: Draw) -> None:
     inputs, params = _training(draw, 2, silent=False)
-    names = [n.replace("weights.", "gradients.") for n in inputs if n.startswith("weights.")]
-    found = port.values("gradients", inputs, params, *names)
-    parts = [port.values("gradients", _take(inputs, np.array([m])), params, *names) for m in range(2)]
-    largest = max(float(np.abs(value).max()) for part in parts for value in part)
-    for name, value, one, two in zip(names, found, *parts, strict=True):
-        check_close(value, (one + two) / 2, 2.0**14 * U * largest, f"{name} of two samples against the mean of theirs")
+    _, found = _gradients(port, inputs, params)
+    one, two = (_gradients(port, _take(inputs, np.array([m])), params)[1] for m in range(2))
+    limit = 2.0**14 * U * max(float(np.abs(value).max()) for part in (one, two) for value in part.values())
+    for name, value in found.items():
+        check_close(value, (one[name] + two[name]) / 2, limit, f"slopes by {name} of two samples against their mean")
 
 
 Check = Callable[[Port, Draw], None]

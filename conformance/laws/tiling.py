@@ -19,7 +19,7 @@ from conformance.cases.tiling import axis, geometry
 from conformance.law import Broken, Draw, Law, check_close, check_equal
 from conformance.port import Port
 
-__all__ = ["LAWS"]
+__all__ = ["LAWS", "shaped"]
 
 U = 2.0**-53
 NETWORK = 2.0**14
@@ -27,6 +27,13 @@ QUIET = 2.0**-30  # a noise level with 1 + sigma^2 = 1
 ROW = axis(1, 1, 0, 0, False)
 
 Axis = dict[str, Any]
+
+
+def shaped(value: Array, shape: tuple[int, ...], name: str) -> Array:
+    """An output of the port, if it has that shape. Raises Broken."""
+    if value.shape != shape:
+        raise Broken(f"{name} has shape {list(value.shape)}, expected {list(shape)}")
+    return value
 
 
 def _axis(draw: Draw, name: str, periodic: bool, tiles: int = 4, patch: int = 1, even: bool = False) -> Axis:
@@ -60,7 +67,7 @@ def _call(
         "field": np.zeros(state.shape[1:]) if field is None else field,
     }
     params = {"y": y, "x": x, "own": own, "mean": mean, "evaluations": evaluations}
-    return port.values("tiled_denoise", inputs, params, "denoised")[0]
+    return shaped(port.values("tiled_denoise", inputs, params, "denoised")[0], state.shape, "denoised")
 
 
 def _limit(y: Axis, x: Axis, largest: float) -> float:
@@ -84,8 +91,10 @@ def _partition(port: Port, draw: Draw) -> None:
     (weights,) = port.values("tile_weights", {}, a, "weights")
     found = geometry(a)
     points = np.array([g % a["length"] for _, _, extent in found for g in extent])
-    if weights.shape != points.shape or (weights < 0).any() or (weights > 1).any():
-        raise Broken(f"weights of {weights.shape} for {points.shape} points, from {weights.min()} to {weights.max()}")
+    if weights.shape != points.shape:
+        raise Broken(f"weights of shape {list(weights.shape)} for extents of {len(points)} points")
+    if (weights < 0).any() or (weights > 1).any():
+        raise Broken(f"weights are from {weights.min()} to {weights.max()}")
     total = np.bincount(points, weights, a["length"])
     check_close(total, np.ones(a["length"]), 8 * U, "sum of the weights at each point")
     # Turned round, the axis is the same one: its last tile is the first.
@@ -224,7 +233,7 @@ def _network(
 
 
 def _tiles(port: Port, inputs: dict[str, Array], params: dict[str, Any]) -> Array:
-    return port.values("denoise_tiled", inputs, params, "denoised")[0]
+    return shaped(port.values("denoise_tiled", inputs, params, "denoised")[0], inputs["x"].shape, "denoised")
 
 
 def _close(got: Array, want: Array, what: str) -> None:

@@ -84,7 +84,7 @@ def _heads(*pieces: str) -> Patch:
 
 
 _OUT = 'return self.out(rearrange(y, "b a n d -> b n (a d)"))'
-_GATED_AFTERWARDS = "\n    return out if head_weight is None else out * head_weight.mean(1)[:, None, None]"
+_OUT_KEPT = "out = " + _OUT[7:] + "\n    return out if head_weight is None else "
 _HEAD_WEIGHT = "y = y * head_weight[:, :, None, None]"
 
 _SOFTPLUS = Mutant(
@@ -174,8 +174,11 @@ ATTENTION = (*chapter(
      _heads(_HEAD_WEIGHT, "y = y * head_weight[:, :1, None, None]")),
     ("gate_of_first_sample", "the first sample's gate serves the batch", "ATT-3 ATT-4",
      _heads(_HEAD_WEIGHT, "y = y * head_weight[:1, :, None, None]")),
-    ("gate_of_projection_bias", "the gate multiplies after the output projection, bias and all", "ATT-3",
-     _heads("    y = " + _HEAD_WEIGHT[4:] + "\n", "    pass\n", _OUT, "out = " + _OUT[7:] + _GATED_AFTERWARDS)),
+    ("gate_after_projection", "the gates' mean multiplies after the output projection", "ATT-3",
+     _heads("    y = " + _HEAD_WEIGHT[4:] + "\n", "    pass\n", _OUT,
+         _OUT_KEPT + "out * head_weight.mean(1)[:, None, None]")),
+    ("gate_of_projection_bias", "the gate multiplies the bias of the output projection too", "ATT-3",
+     _heads(_OUT, _OUT_KEPT + "out + (head_weight.mean(1)[:, None, None] - 1) * self.out.bias")),
     ("residual_gate_missing", "the temporal branch is added without its gate g", "ATT-3",
      _block("gate2[:, None] * self.temporal", "self.temporal")),
     ("memory_not_normalised", "memory tokens enter without layer norm", "ATT-3",

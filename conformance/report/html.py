@@ -135,9 +135,10 @@ def _mend(data: dict[str, Any], known: list[Status]) -> str:
     if not groups:
         return ""
     words = {status.requirement.id: status.requirement.text for status in known}
+    told: set[str] = set()
     parts = ""
     for group in groups:
-        cards = [_failure(data, entry, words, len(rest.get(entry["id"], []))) for entry in group]
+        cards = [_failure(data, entry, words, told, len(rest.get(entry["id"], []))) for entry in group]
         more = f"{len(cards) - 1} more of the operation {_e(group[0]['op'], 60)}"
         parts += cards[0] + (_details(more, "".join(cards[1:])) if cards[1:] else "")
     items = "".join(
@@ -154,18 +155,25 @@ def _details(summary: str, content: str) -> str:
     return f"<details><summary>{summary}</summary>\n{content}</details>\n"
 
 
-def _failure(data: dict[str, Any], entry: dict[str, Any], words: dict[str, str], follow: int) -> str:
-    requirements = "".join(
-        f'<p><a href="#{_e(name)}">{_e(name)}</a> {requirement_html(words[name])}</p>'
-        if name in words
-        else f"<p>{_e(name)}: the specification has no text for it</p>"
-        for name in entry["requirements"]
-    )
+def _required(entry: dict[str, Any], words: dict[str, str], told: set[str]) -> str:
+    """The requirements of a case with their text; one in `told` is named alone, its text stands further up."""
+    lines = []
+    for name in entry["requirements"]:
+        if name not in words:
+            lines.append(f"<p>{_e(name)}: the specification has no text for it</p>")
+            continue
+        sentence = "(as above)" if name in told else requirement_html(words[name])
+        lines.append(f'<p><a href="#{_e(name)}">{_e(name)}</a> {sentence}</p>')
+        told.add(name)
+    return "".join(lines)
+
+
+def _failure(data: dict[str, Any], entry: dict[str, Any], words: dict[str, str], told: set[str], follow: int) -> str:
     pairs = [("what happened", f"<bdi>{_e(entry['detail'])}</bdi>")]
     if entry.get("measured") is not None:
         measure = f"{_e(error_text(entry))}; <small>judged as {_e(entry['class'])}: {_e(entry['tolerance'])}</small>"
         pairs.append(("how far off", measure))
-    pairs += [("likely", _e(entry["meaning"])), ("required", requirements)]
+    pairs += [("likely", _e(entry["meaning"])), ("required", _required(entry, words, told))]
     if follow:
         pairs.append(("consequences", f"{follow} other failures probably follow from this one"))
     pairs.append(("explain", f'<pre tabindex="0"><code>{_e(reproduce(data, entry))}</code></pre>'))
@@ -257,8 +265,9 @@ def _row(entry: dict[str, Any]) -> str:
     return (
         f"<tr><td><code>{_e(entry['id'], 120)}</code></td>"
         f'<td><span class="word {_e(entry["verdict"])}">{_e(entry["verdict"])}</span></td>'
-        f"<td><span class='line'>{_e(entry['op'])}, {_e(entry['level'])}</span></td><td>{_e(kind)}</td><td class='number'>{share}</td>"
-        f"<td class='number'>{entry['seconds']:.2f}</td><td>{_e(' '.join(entry['requirements']))}</td>"
+        f"<td><span class='line'>{_e(entry['op'])}, {_e(entry['level'])}</span></td><td>{_e(kind)}</td>"
+        f"<td class='number'>{share}</td><td class='number'>{entry['seconds']:.2f}</td>"
+        f"<td>{_e(' '.join(entry['requirements']))}</td>"
         f"<td class='detail'><bdi>{_e(entry['detail'], 300)}</bdi></td></tr>\n"
     )
 

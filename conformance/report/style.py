@@ -56,7 +56,7 @@ dt { color: var(--muted); font-size: .8rem; } dd { margin: 0; }
 .bar span { display: block; height: 100%; background: var(--tone); }
 .pass { --tone: var(--pass); } .fail { --tone: var(--fail); } .error { --tone: var(--error); }
 .unsupported { --tone: var(--unsupported); } .none { --tone: var(--muted); }
-.word { color: var(--tone); font-weight: 650; white-space: nowrap; }
+.word { color: var(--tone); font-weight: 650; } td .word { white-space: nowrap; }
 details { border-top: 1px solid var(--line); padding: .35rem 0; } summary { cursor: pointer; padding: .25rem 0; }
 summary:focus-visible, a:focus-visible, .scroll:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 .scroll { overflow-x: auto; margin: .4rem 0; }
