@@ -136,7 +136,8 @@ def _run(args: argparse.Namespace) -> int:
         close = getattr(adapter, "close", None)
         if close is not None:
             close()
-    data = result(run)
+    port = ["--cmd", args.cmd] if args.cmd is not None else ["--adapter", args.adapter]
+    data = result(run) | {"port": port}  # for the reports' commands to reproduce
     write_result(args.out / "result.json", data)
     written = write_reports(data, args.out)
     print_report(Console(), data, written)

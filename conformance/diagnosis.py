@@ -67,7 +67,7 @@ def probe_names(case: Case) -> tuple[str, ...]:
         blocks = [f"block.{at}" for at in range(params["config"]["depth"])]
         last = () if op == "denoise" else ("denoised",)
         return (*COMPRESS, "memory", "tokens", "embedding", *blocks, "raw", *last)
-    if op in ("sample", "assimilate"):
+    if op in ("sample", "assimilate", "analysis"):
         count = 2 * (len(case.inputs["sigmas"]) - 1) - 1
         return tuple(f"{kind}.{at}" for at in range(count) for kind in ("state", "denoised"))
     if op in ("guided_mean", "guided_denoise"):
@@ -263,6 +263,17 @@ def _plan_assimilate(case: Case, truth: Arrays) -> _Plan:
         assert len(state) <= batch
 
 
+def _plan_analysis(case: Case, truth: Arrays) -> _Plan:
+    names = ("static", *PAST, "value", "variance", "index", "weight")
+    given, op = _only(case.inputs, *names), "guided_denoise" if case.params["method"] else "denoise_tiled"
+    settings = {k: v for k, v in case.params.items() if k != "churn"}
+    levels = case.inputs["sigmas"].tolist()
+    for step, now in enumerate(levels[:-1]):
+        if not case.params["churn"]:
+            state = truth[f"state.{2 * step}"]
+            yield f"denoiser of step {step}", op, given | {"x": state, "sigma": np.full(len(state), now)}, settings
+
+
 _PLANS: dict[str, Callable[[Case, Arrays], _Plan]] = {
     "compress": _plan_compress,
     "denoise": _plan_denoise,
@@ -273,6 +284,7 @@ _PLANS: dict[str, Callable[[Case, Arrays], _Plan]] = {
     "guided_denoise": _plan_guided_denoise,
     "sample": _plan_sample,
     "assimilate": _plan_assimilate,
+    "analysis": _plan_analysis,
 }
 
 

@@ -92,6 +92,9 @@ OPERATIONS: dict[str, Operation] = {
         _operation("guidance guided_mean coarse"),
         _operation("guidance guided_denoise coarse static past past_static weights.", "denoise_tiled guided_mean"),
         _operation("assimilation assimilate coarse", "sample guided_mean"),
+        _operation(
+            "assimilation analysis coarse static past past_static weights.", "denoise_tiled sample guided_denoise"
+        ),
         _operation("assimilation linear_cycle coarse"),
         _operation("assimilation cycle coarse", "assimilate"),
         _operation("assimilation noise coarse"),

@@ -17,7 +17,7 @@ from conformance.adapter import Adapter, Array, Arrays, Info
 from conformance.case import Case
 from conformance.law import Broken, Law, hold
 from conformance.operations import OPERATIONS, PROFILES, ancestors
-from conformance.port import Fault, Missing, Port, Refused, Wrong
+from conformance.port import Fault, Missing, Port, Refused, Wrong, printable
 from conformance.tolerance import Either, Measured, MonteCarlo, MustReject
 
 __all__ = [
@@ -183,6 +183,9 @@ def judge_law(port: Port, law: Law, seed: int, shrink: bool = True) -> Outcome:
         return outcome("error", f"the port refused a valid input: {error}{_example(error)}")
     except Fault as error:
         return outcome("error", f"the port raised {error}{_example(error)}")
+    except Exception as error:  # shapes that the law's own arithmetic cannot take
+        what = f"the law cannot be computed from what the port returned: {type(error).__name__}: {printable(error)}"
+        return outcome("fail", f"{what}{_example(error)}")
     return outcome("pass", f"held on {law.examples} examples")
 
 

@@ -91,12 +91,15 @@ def modulate(
 def noise_gate(
     sigma: Float[Tensor, " b"], alpha: Float[Tensor, " a"], beta: Float[Tensor, " a"]
 ) -> Float[Tensor, "b a"]:
-    """gamma_a(sigma), [ATT-4]. Raises ValueError for sigma <= 0."""
+    """gamma_a(sigma), [ATT-4], in float64 whatever the dtype of alpha and beta, [NET-9].
+
+    Raises ValueError for sigma <= 0.
+    """
     if not bool((sigma > 0).all()):
         raise ValueError(f"the noise gate needs sigma > 0, got {sigma.min().item()}")
     # torch's own threshold of 20 for softplus(x) = x is off by 2e-9 there; beyond 40 it is exact in float64.
-    steepness = F.softplus(alpha, threshold=40)
-    return torch.sigmoid(steepness * (sigma.log()[:, None] - beta))
+    steepness = F.softplus(alpha.double(), threshold=40)
+    return torch.sigmoid(steepness * (sigma.double().log()[:, None] - beta))
 
 
 class MultiHead(nn.Module):

@@ -13,7 +13,7 @@ from conformance.runner import Outcome, Run, _blocked, _profile
 from conformance.tolerance import Bound, Exact, Measured, MustReject, Tolerance, Ulp
 
 HOSTILE = (
-    "<script>document.title='owned'</script><img src=http://evil.example/i onerror=alert(1)>\"'> ]]> --> &amp; "
+    "\"'><script>document.title='owned'</script><img src=http://evil.example/i onerror=alert(1)> ]]> --> &amp; "
     "&#60;b&#62; "
     "`code` | pipe \\| [link](http://evil.example) ![i](http://evil.example) **bold** @everyone \x00\x07\x1b[31m\r\n"
     "\u202e\ud800\uffff\u2028 {{7*7}} $(id) [bold]markup[/bold]"
@@ -86,9 +86,7 @@ def hostile() -> dict[str, Any]:
     data["adapter"]["ops"].append(HOSTILE)
     data["profiles"][HOSTILE] = {"expected": 0, "passed": 0, "failed": 0, "unsupported": 0, "conforms": False}
     data["port"] = ["--cmd", HOSTILE]
-    entry = dict(
-        data["cases"][5], id=f"tiling/{HOSTILE}", op=HOSTILE, meaning=HOSTILE, tolerance=HOSTILE, dtype=HOSTILE
-    )
+    entry = dict(data["cases"][5], id=f"{HOSTILE}/x", op=HOSTILE, meaning=HOSTILE, tolerance=HOSTILE, dtype=HOSTILE)
     entry["class"], entry["requirements"], entry["blocked_by"] = HOSTILE, [HOSTILE], None
     entry["measured"] = entry["measured"] | {"unit": HOSTILE}
     data["cases"].append(entry)

@@ -64,6 +64,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         assert len(dict(attrs)) == len(attrs), (tag, attrs)
+        assert all(re.fullmatch(r"[A-Za-z:-]+|[xy][12]", name) for name, _ in attrs), (tag, attrs)
         if tag not in VOID:
             self.open.append(tag)
 

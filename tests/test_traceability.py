@@ -55,6 +55,10 @@ class Chapter:
         return Path(self.spec).stem.split("_", 1)[1]
 
     @property
+    def case_stems(self) -> set[str]:
+        return {Path(case).stem for case in self.cases}
+
+    @property
     def module_stems(self) -> set[str]:
         return {Path(module).stem for module in self.modules}
 
@@ -172,7 +176,8 @@ def unpaired(root: Path) -> list[str]:
         *(f"{part} is in no row of {table}" for part in sorted(there - set(named))),
         *(f"{part} is {count} times in {table}" for part, count in named.items() if count > 1),
         *(f"{table} names {part}, which does not exist" for part in named if not (root / part).exists()),
-        *(f"{row.spec} has no module of its stem" for row in rows if row.cases and row.stem not in row.module_stems),
+        *(f"{row.spec} has no module of its stem" for row in rows if row.modules and row.stem not in row.module_stems),
+        *(f"{row.spec} has no cases of its stem" for row in rows if row.cases and row.stem not in row.case_stems),
     ]
 
 

@@ -326,6 +326,26 @@ def assimilate(inputs: Arrays, params: Params) -> Mapping[str, Any]:
     return {"samples": sampling.sample(denoiser, latents, sigmas, churn, inputs.get("noises"))}
 
 
+def analysis(inputs: Arrays, params: Params) -> Mapping[str, Any]:
+    """The whole of STORM, [DA-1], [DA-2], [TILE-7]: the sampler around the blended denoiser, guided or not."""
+    latents, name = inputs["latents"], "guided" if params["method"] else "denoised"
+    if "value" in inputs and not params["method"]:  # [DA-7]
+        raise ValueError("there are observations and no method to use them by; give one, or no observations")
+    evaluate = guided_denoise if params["method"] else denoise_tiled
+
+    def denoiser(flat: Array, sigma: float) -> Array:
+        given = {"x": flat.reshape(latents.shape), "sigma": np.full(len(flat), sigma)}
+        found: Array = evaluate({**inputs, **given}, params)[name]
+        return found.reshape(flat.shape)
+
+    noises = inputs.get("noises")
+    rows = None if noises is None else noises.reshape(*noises.shape[:2], -1)
+    members = sampling.sample(
+        denoiser, latents.reshape(len(latents), -1), inputs["sigmas"], sampling.churn_of(params.get("churn")), rows
+    )
+    return {"samples": members.reshape(latents.shape)}
+
+
 def linear_cycle(inputs: Arrays, params: Params) -> Mapping[str, Any]:
     means, covariances = sampling.linear_cycle(inputs)
     return {"means": means, "covariances": covariances}
@@ -382,7 +402,7 @@ OPERATIONS: dict[str, Operation] = {
         patchify, unpatchify, position, embed, embed_history, memory, compress, gate, attention, block,
         noise_embedding, final, count_weights, denoise, tile_geometry, tile_weights, tiled_denoise, denoise_tiled,
         precondition, schedule, sampler_step, sample, training_sigma, loss, guided_mean, guided_denoise, assimilate,
-        linear_cycle, cycle, noise, crps, spread_skill, average, area_weights, rank_histogram, multiply_adds,
+        analysis, linear_cycle, cycle, noise, crps, spread_skill, average, area_weights, rank_histogram, multiply_adds,
     )
 } | {"gradients": loss_gradients}  # fmt: skip
 

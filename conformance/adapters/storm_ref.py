@@ -273,6 +273,16 @@ def _guided_denoise(i: Tensors, p: Params) -> Tensors:
     return {"guided": _guide(p)(denoise, seen)(i["x"], i["sigma"])}
 
 
+def _analysis(i: Tensors, p: Params) -> Tensors:
+    noise = torch.cat([i["latents"][None], i["noises"]]) if "noises" in i else i["latents"][None]
+    shape = tuple(i["latents"].shape[1:])
+    seen = guidance.Observations(i["value"], i["variance"], i["index"], i["weight"], shape) if "value" in i else None
+    denoise = probes.watch_denoise(_tiled_network(i, p), "state.", "denoised.")
+    sampler = assimilation.Sampler(i["sigmas"], edm.Churn(**p["churn"]))
+    guide = _guide(p) if p["method"] else None
+    return {"samples": assimilation.draw_members(denoise, noise, sampler, seen, guide)}
+
+
 def _cycle(i: Tensors, p: Params) -> Tensors:
     """x_k = A_1 x_{k-1} + A_2 x_{k-2} + ... + q: each member's denoiser is exact for its own history."""
     sampler = assimilation.Sampler(i["sigmas"], edm.Churn())
@@ -372,6 +382,7 @@ OPERATIONS: dict[str, Callable[[Tensors, Params], Tensors]] = {
     "guided_mean": _guided_mean,
     "guided_denoise": _guided_denoise,
     "assimilate": _assimilate,
+    "analysis": _analysis,
     "linear_cycle": _linear_cycle,
     "cycle": _cycle,
     "noise": _noise,

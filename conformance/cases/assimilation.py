@@ -16,7 +16,18 @@ from mpmath import mp, mpf
 from conformance.adapter import Array, Arrays, Params
 from conformance.case import Chain, Recipe
 from conformance.cases.edm import covariance, schedule
-from conformance.cases.guidance import DIGITS, METHODS, digits, floats, guided, inverse, problem, refused_inputs
+from conformance.cases.guidance import (
+    DIGITS,
+    METHODS,
+    digits,
+    floats,
+    guided,
+    inverse,
+    network_problem,
+    points,
+    problem,
+    refused_inputs,
+)  # fmt: skip
 from conformance.tolerance import Bound, MustReject
 
 __all__ = ["recipes"]
@@ -439,7 +450,66 @@ def _scalar_cycle() -> Recipe:
     )
 
 
+# The whole of STORM: a network by tiles, sampled, with and without observations.
+
+
+def _analysis(seed: int, cols: int = 8, noises: bool = False) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Inputs and params of two members, each with its own history, on a grid of 4 rows, in two tiles of 8 columns."""
+    inputs, params = network_problem(seed, cols)
+    rng, levels = np.random.default_rng(seed), np.array([4.0, 1.0, 0.2, 0.0])
+    known = {name: value for name, value in inputs.items() if name not in ("x", "sigma")}
+    known |= {"sigmas": levels, "latents": rng.standard_normal((2, 2, 4, cols))}
+    if noises:
+        known["noises"] = rng.standard_normal((3, 2, 2, 4, cols))
+    return known, params | {"method": None, "churn": {}}
+
+
+def _analysis_case(
+    name: str, inputs: Arrays, params: Params, meaning: str, requirements: tuple[str, ...], *profiles: str
+) -> Recipe:
+    why = Chain("three steps of the sampler around a tiled network, and guidance in them")
+    return Recipe(f"assimilation/analysis-{name}", "analysis", requirements, profiles, why, meaning, inputs, params)
+
+
+def _analyses() -> list[Recipe]:
+    free, tiles = _analysis(860)
+    noisy, churned = _analysis(861, noises=True)
+    small, whole = _analysis(862, 4)
+    seam = points(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
+    return [
+        _analysis_case(
+            "forecast", free, tiles, "tiles are sampled one by one, and blended at the end or once a step",
+            ("DA-2", "TILE-6", "TILE-7", "NET-5"), "smoke", "guidance", "tiling",
+        ),
+        _analysis_case(
+            "dps", free | seam, tiles | METHODS["dps"], "observations guide some evaluations, or tiles one by one",
+            ("DA-1", "GUIDE-1", "GUIDE-2", "TILE-7"), "guidance",
+        ),
+        _analysis_case(
+            "churn", noisy | seam, churned | METHODS["sda"] | {"churn": {"s_churn": 1.0}},
+            "noise is drawn for each tile, shared by members, or not taken from the input",
+            ("DA-1", "DA-3", "EDM-6", "EDM-8", "TILE-7"), "guidance", "rng",
+        ),
+        _analysis_case(
+            "whole", small | points(4, (0, 0, 1)), whole | METHODS["pigdm"] | {"sigma_data": 0.75},
+            "one tile is not the untiled denoiser, or the history of another member is used",
+            ("DA-1", "DA-4", "GUIDE-3", "TILE-8"), "guidance",
+        ),
+        Recipe(
+            "assimilation/analysis-refuses-unused-observations", "analysis", ("DA-7",), ("guidance",),
+            MustReject("observations and no guidance method"), "observations are ignored without a word",
+            free | seam, tiles, neighbour=(free | seam, tiles | METHODS["dps"]),
+        ),
+        Recipe(
+            "assimilation/analysis-refuses-churn-without-noise", "analysis", ("EDM-8",), ("guidance", "rng"),
+            MustReject("S_churn = 1 and no noises"), "the port draws noise of its own, which nobody can repeat",
+            free, tiles | {"churn": {"s_churn": 1.0}}, neighbour=(noisy, churned | {"churn": {"s_churn": 1.0}}),
+        ),
+    ]  # fmt: skip
+
+
 def recipes() -> list[Recipe]:
-    """Ensembles with and without observations, what they end at, refusals, cycles, and the linear cycle's moments."""
+    """Whole analyses, ensembles with and without observations, what they end at, refusals, cycles, moments."""
     ends = [*_variances(), _posterior_moments()]
-    return [*_posteriors(), *_churned(), *_forecasts(), *ends, *_refusals(), *_cycles(), *_linear_cycles()]
+    drawn = [*_analyses(), *_posteriors(), *_churned(), *_forecasts()]
+    return [*drawn, *ends, *_refusals(), *_cycles(), *_linear_cycles()]

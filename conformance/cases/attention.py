@@ -13,7 +13,7 @@ import numpy as np
 from conformance.adapter import Array
 from conformance.case import Chain, Recipe
 from conformance.cases import draw
-from conformance.cases.networks import block_shapes, scaled, weights
+from conformance.networks import block_shapes, scaled, weights
 from conformance.tolerance import Bound, Exact, MustReject
 
 __all__ = ["gate", "recipes", "visible"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from conformance.adapter import Array
 from conformance.case import Recipe
-from conformance.cases.networks import config, shapes
+from conformance.networks import config, shapes
 from conformance.tolerance import Exact, MustReject
 
 __all__ = ["recipes"]

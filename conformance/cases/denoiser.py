@@ -13,7 +13,7 @@ import numpy as np
 from conformance.adapter import Array
 from conformance.case import Chain, Recipe
 from conformance.cases import draw
-from conformance.cases.networks import config, network_inputs, scaled, shapes, weights
+from conformance.networks import config, network_inputs, scaled, shapes, weights
 from conformance.tolerance import Exact, MustReject, Ulp
 
 __all__ = ["count", "network_recipe", "recipes", "skip_recipe"]

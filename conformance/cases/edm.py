@@ -16,7 +16,7 @@ import numpy as np
 
 from conformance.adapter import Array, Arrays
 from conformance.case import Chain, Judge, Recipe
-from conformance.cases.networks import config, network_inputs
+from conformance.networks import config, network_inputs
 from conformance.tolerance import Bound, Exact, MustReject, Ulp
 
 __all__ = ["covariance", "loss_inputs", "recipes", "schedule", "silenced", "tiny"]

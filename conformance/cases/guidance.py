@@ -14,10 +14,13 @@ from mpmath import mp, mpf
 from conformance.adapter import Array, Arrays, Params
 from conformance.case import Chain, Judge, Recipe
 from conformance.cases.edm import covariance
-from conformance.cases.networks import config, network_inputs
+from conformance.networks import config, network_inputs
 from conformance.tolerance import Bound, MustReject
 
-__all__ = ["METHODS", "denoised", "digits", "floats", "guided", "inverse", "observe", "problem", "recipes", "seen_by"]
+__all__ = [
+    "METHODS", "denoised", "digits", "floats", "guided", "inverse", "network_problem", "observe", "points", "problem",
+    "recipes", "seen_by",
+]  # fmt: skip
 
 DIGITS = 50
 METHODS: dict[str, dict[str, Any]] = {
@@ -336,7 +339,7 @@ def _axis(length: int, tiled: bool = False) -> dict[str, Any]:
     return {"length": length, **cut, "periodic": False, "patch": 2}
 
 
-def _network(
+def network_problem(
     seed: int, cols: int = 4, sigma: tuple[float, ...] = (0.4, 3.0)
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Inputs and params of a network of width 4 on a grid of 4 rows, in two tiles where it has 8 columns."""
@@ -348,7 +351,7 @@ def _network(
     return inputs, {"config": c, "chunk": 1, "periodic": False, "together": 2} | axes
 
 
-def _points(cols: int, *bilinear: tuple[int, int, int], error: float = 0.3) -> dict[str, Array]:
+def points(cols: int, *bilinear: tuple[int, int, int], error: float = 0.3) -> dict[str, Array]:
     """Bilinear observations of (channel, row, column), each of the four points south-east of it."""
     corner = np.array([(channel * 4 + row) * cols + col for channel, row, col in bilinear])
     n = len(bilinear)
@@ -379,12 +382,12 @@ def _network_case(
 
 
 def _networks() -> list[Recipe]:
-    inputs, params = _network(750)
-    three = _points(4, (0, 0, 0), (1, 2, 1), (0, 0, 0))
+    inputs, params = network_problem(750)
+    three = points(4, (0, 0, 0), (1, 2, 1), (0, 0, 0))
     three["index"][2] = three["index"][2][::-1]  # reads one point, which the first reads too
-    wide, tiles = _network(751, cols=8)
-    seam = _points(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
-    fine, narrow = _network(752, sigma=(0.004, 0.03))
+    wide, tiles = network_problem(751, cols=8)
+    seam = points(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
+    fine, narrow = network_problem(752, sigma=(0.004, 0.03))
     nothing = {name: value[:0] for name, value in three.items()}
     transposed = "J stands for J^T: a network's derivative is not symmetric"
     return [
@@ -399,7 +402,7 @@ def _networks() -> list[Recipe]:
         ),
         _network_case("sda", inputs | three, params | METHODS["sda"], transposed, "GUIDE-1", "GUIDE-4"),
         _network_case(
-            "mmps-one", inputs | _points(4, (1, 1, 2)), params | METHODS["mmps"] | {"steps": 1},
+            "mmps-one", inputs | points(4, (1, 1, 2)), params | METHODS["mmps"] | {"steps": 1},
             "one observation is one number to divide by, R + sigma^2 h J h^T", "GUIDE-1", "GUIDE-5",
         ),
         _network_case(
@@ -417,15 +420,15 @@ def _networks() -> list[Recipe]:
             "without observations the guided mean is not the denoiser", "GUIDE-10",
         ),
         _network_case(
-            "narrow", fine | _points(4, (0, 1, 0), (1, 2, 2), error=1e-3), narrow | METHODS["pigdm"],
+            "narrow", fine | points(4, (0, 1, 0), (1, 2, 2), error=1e-3), narrow | METHODS["pigdm"],
             "guidance's algebra is in the network's dtype", "NUM-9", "GUIDE-1", profiles=("lowprec",), dtype="float32",
         ),
     ]  # fmt: skip
 
 
 def _network_refusals() -> list[Recipe]:
-    inputs, params = _network(760, sigma=(1.0,))
-    valid, settings = inputs | _points(4, (0, 0, 0), (1, 2, 2)), params | METHODS["dps"]
+    inputs, params = network_problem(760, sigma=(1.0,))
+    valid, settings = inputs | points(4, (0, 0, 0), (1, 2, 2)), params | METHODS["dps"]
 
     def changed(name: str, value: float) -> dict[str, Array]:
         found = valid[name].copy()

@@ -15,7 +15,7 @@ from conformance.cases import draw
 from conformance.cases.attention import gate
 from conformance.cases.denoiser import network_recipe, skip_recipe
 from conformance.cases.memory import code_recipe
-from conformance.cases.networks import compress_inputs, config, copying_weights, past_inputs, scaled, shapes, weights
+from conformance.networks import compress_inputs, config, copying_weights, past_inputs, scaled, shapes, weights
 from conformance.tolerance import Bound
 
 __all__ = ["recipes"]
@@ -167,7 +167,8 @@ def recipes() -> list[Recipe]:
         recipe
         for dtype in NARROW
         for recipe in (
-            _compression(dtype), _long_history(dtype), *_networks(dtype), _scores(dtype), _gate(dtype), _attention(dtype),
+            _compression(dtype), _long_history(dtype), *_networks(dtype), _scores(dtype), _gate(dtype),
+            _attention(dtype),
             _embedding(dtype),
         )
     ]  # fmt: skip

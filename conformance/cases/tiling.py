@@ -18,7 +18,7 @@ import numpy as np
 
 from conformance.adapter import Array, Arrays, load_adapter
 from conformance.case import Chain, Judge, Recipe
-from conformance.cases.networks import config, network_inputs
+from conformance.networks import config, network_inputs
 from conformance.tolerance import Bound, Exact, MustReject, Ulp
 
 __all__ = ["average_matrix", "axis", "blended", "geometry", "recipes", "weights"]

@@ -13,7 +13,7 @@ import numpy as np
 from conformance.adapter import Array
 from conformance.case import Chain, Recipe
 from conformance.cases import draw
-from conformance.cases.networks import config, past_inputs, shapes, state_inputs, weights
+from conformance.networks import config, past_inputs, shapes, state_inputs, weights
 from conformance.tolerance import Bound, Exact, MustReject
 
 __all__ = ["age_code", "position_code", "recipes"]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from conformance.adapter import Array
 from conformance.cases import draw as drawn
-from conformance.cases.networks import block_shapes, weights
 from conformance.law import Broken, Draw, Law, arrays, check_close, check_equal
+from conformance.networks import block_shapes, weights
 from conformance.port import Port
 
 __all__ = ["LAWS"]

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from conformance.cases.cost import axis, lengths
-from conformance.cases.networks import config
 from conformance.law import Broken, Draw, Law
+from conformance.networks import config
 from conformance.port import Port
 
 __all__ = ["LAWS"]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from conformance.adapter import Array
 from conformance.cases.denoiser import count
-from conformance.cases.networks import config, network_inputs
 from conformance.law import Broken, Draw, Law, check_close, check_equal
 from conformance.laws.memory import AGES, reordered
+from conformance.networks import config, network_inputs
 from conformance.operations import UNIT, round_to
 from conformance.port import Port
 
@@ -197,7 +197,7 @@ LAWS = (
     _law("frames", _frames, "the order of past frames, or the chunks they are taken in, change D", "MEM-4", "NET-2",
          hunts=("memory_not_rescaled", "age_shared", "last_chunk_dropped")),
     _law("same-bits", _same_bits, "D depends on what was called before: noise drawn in secret, or a stale memory",
-         "NUM-12", "NET-5", examples=6),
+         "NUM-12", "CONF-6", "NET-5", hunts=("memory_kept_between_calls",), examples=6),
     _law("patches-permuted", _permuted, "a token is known by its index, or fields and positions have different orders",
          "TOK-2", "TOK-6", "NET-2", hunts=("tokens_column_major", "attention_causal", "position_of_index")),
     _law("zonal", _zonal, "with latitude-only positions longitudes are not alike: an index, or a seam in the window",

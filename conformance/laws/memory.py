@@ -12,8 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.adapter import Array
-from conformance.cases.networks import compress_inputs, config, copying_weights, past_inputs, scaled
 from conformance.law import Draw, Law, arrays, check_close, check_equal
+from conformance.networks import compress_inputs, config, copying_weights, past_inputs, scaled
 from conformance.operations import round_to
 from conformance.port import Port
 

@@ -14,9 +14,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.adapter import Array
-from conformance.cases.networks import config, network_inputs
 from conformance.cases.tiling import axis, geometry
 from conformance.law import Broken, Draw, Law, check_close, check_equal
+from conformance.networks import config, network_inputs
 from conformance.port import Port
 
 __all__ = ["LAWS", "shaped"]

@@ -158,16 +158,17 @@ ATTENTION = (*chapter(
     ("spatial_ungated", "the spatial branch is not weighted by 1 - gamma", "ATT-3",
      _block("self.spatial(y, y, 1 - gamma, mask)", "self.spatial(y, y, None, mask)")),
     ("gate_without_softplus", "the gate's steepness is alpha itself, so that a negative one reverses it", "ATT-4",
-     _gate("F.softplus(alpha, threshold=40)", "alpha")),
+     _gate("F.softplus(alpha.double(), threshold=40)", "alpha.double()")),
     ("gate_exp_for_softplus", "the gate's steepness is exp(alpha)", "ATT-4",
-     _gate("F.softplus(alpha, threshold=40)", "alpha.exp()")),
-    ("gate_log10", "the gate takes the decimal logarithm of sigma", "ATT-4", _gate("sigma.log()", "sigma.log10()")),
+     _gate("F.softplus(alpha.double(), threshold=40)", "alpha.double().exp()")),
+    ("gate_log10", "the gate takes the decimal logarithm of sigma", "ATT-4",
+     _gate("sigma.double().log()", "sigma.double().log10()")),
     ("gate_of_c_noise", "the gate takes ln(sigma) / 4", "ATT-4",
-     _gate("sigma.log()[:, None]", "sigma.log()[:, None] / 4")),
-    ("gate_of_sigma", "the gate takes sigma, not its logarithm", "ATT-4", _gate("sigma.log()", "sigma")),
+     _gate("sigma.double().log()[:, None]", "sigma.double().log()[:, None] / 4")),
+    ("gate_of_sigma", "the gate takes sigma, not its logarithm", "ATT-4", _gate("sigma.double().log()", "sigma")),
     ("gate_offset_added", "the gate's offset is added, not subtracted", "ATT-4", _gate("- beta", "+ beta")),
     ("gate_offset_unscaled", "the gate's offset is subtracted after the multiplication by the steepness", "ATT-4",
-     _gate("steepness * (sigma.log()[:, None] - beta)", "steepness * sigma.log()[:, None] - beta")),
+     _gate("steepness * (sigma.double().log()[:, None] - beta)", "steepness * sigma.double().log()[:, None] - beta")),
     ("gate_sigma_zero_accepted", "sigma = 0 is accepted by the gate", "ATT-4 CONV-10",
      _gate("(sigma > 0)", "(sigma >= 0)")),
     ("gate_of_first_head", "the first head's gate serves all heads", "ATT-3 ATT-4",
@@ -233,6 +234,18 @@ ATTENTION = (*chapter(
 
 def _unchecked(name: str, tensor: Tensor, batch: set[int], shape: tuple[int, ...]) -> None:
     """Shapes that do not fit are left to broadcasting."""
+
+
+_KEPT: dict[object, Tensor] = {}
+_compress = Storm.compress
+
+
+def _kept_memory(self: Storm, past: Tensor, static: Tensor, age: Tensor, position: Tensor, chunk: int = 16) -> Tensor:
+    """The memory of the first analysis of this shape, width and dtype."""
+    key = (tuple(past.shape), self.config, past.dtype)
+    if key not in _KEPT:
+        _KEPT[key] = _compress(self, past, static, age, position, chunk).detach()
+    return _KEPT[key]
 
 
 def _without_skip(network: Storm, condition: Condition) -> Denoise:
@@ -338,6 +351,8 @@ DENOISER = chapter(
      _storm("embed_past", "torch.cat([past, static], 2)",
          "torch.cat([past, static[:, :1].expand(-1, past.shape[1], -1, -1, -1) if static.shape[1] == 1 else static], "
          "2)")),
+    ("memory_kept_between_calls", "the memory of an earlier analysis is used again because its shape is the same",
+     "NET-5 NUM-12 CONF-6", (Storm, "compress", _kept_memory)),
     ("config_unchecked", "a configuration that contradicts itself is accepted", "CONV-12 CONV-10",
      (StormConfig, "__post_init__", lambda self: None)),
 )  # fmt: skip

@@ -194,8 +194,11 @@ def _compiled() -> Sequence[Patch]:
 
     Where gradients are asked for, the plain functions: twice the kernels would take twice the time to compile.
     """
+    import logging
     import shutil
 
+    # Sizes and dtypes beyond the compiler's limit run uncompiled, of which it would tell.
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     norm = torch.compile(lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6), backend=backend, dynamic=True)
     gelu = torch.compile(F.gelu, backend=backend, dynamic=True)

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -120,7 +121,9 @@ def try_port(name: str, adapter: Adapter, dtype: str, found: Iterable[Subject], 
     for subject in found:
         if enough is not None and len(failed) >= enough and any(other.coarse for other in failed):
             break
-        verdict, detail = _judged(port, subject)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a wrong port may warn of what is wrong with it
+            verdict, detail = _judged(port, subject)
         if verdict in FAILED:
             failed.append(subject)
             first = first or f"{subject.id}: {detail}"
@@ -174,7 +177,8 @@ def _tasks(
     reached = reach(found, [code for patches in every for code in codes(patches) or ()])
     tasks = []
     for name, patches in named.items():
-        ids = tuple(subject.id for subject in (_relevant(patches, found, reached) if patches else found))
+        cases = [subject for subject in found if isinstance(subject, Case)]  # threads wait more than they compute
+        ids = tuple(subject.id for subject in (_relevant(patches, found, reached) if patches else cases))
         tasks += [Task(name, dtype, ids) for dtype in dtypes]
     for mutant in mutants:
         own = sorted(_relevant(mutant.patches, found, reached), key=lambda s: s.chapter != mutant.chapter)

@@ -194,9 +194,9 @@ def _plot(data: dict[str, Any]) -> str:
     return f"""<section><h2>How near the limits</h2>
 <figure><div class="scroll" tabindex="0" role="group" aria-label="plot, scrolls sideways">{drawing}</div>
 <figcaption>One mark for each case with a number to compare: the worst output's error over its limit. Beyond the line,
-in the tinted part, a case fails. Left stand those without any error; right, off the scale, those whose error is not
-finite, or where none is allowed. Not shown: {silent} cases that were refused, not answered or not comparable, and the
-laws. Point at a mark for its case.</figcaption></figure></section>
+in the tinted part, a case fails. Left stand those without any error; right, off the scale, those more than a million
+times too far, not finite, or off where no error is allowed. Not shown: {silent} cases that were refused, not answered
+or not comparable, and the laws. Point at a mark for its case.</figcaption></figure></section>
 """
 
 
@@ -260,7 +260,7 @@ def _table(name: str, group: list[dict[str, Any]]) -> str:
 
 def _row(entry: dict[str, Any]) -> str:
     part = fraction(entry)
-    share = "" if part is None else f"{part:.3g}" if part != float("inf") else "off the scale"
+    share = "" if part is None else f"{part:.3g}" if part != float("inf") else "no number"
     kind = entry.get("class") or f"law, {entry['examples']} examples"
     return (
         f"<tr><td><code>{_e(entry['id'], 120)}</code></td>"

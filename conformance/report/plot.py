@@ -18,6 +18,7 @@ CLASSES = {
     "either": ("either", "M-5 -1.6h3.4v-3.4h3.2v3.4h3.4v3.2h-3.4v3.4h-3.2v-3.4h-3.4z"),
 }
 LEFT, ZERO, WIDTH, INFINITE = 104, 110, 440, 110  # pixels: names, column without error, axis, column off the scale
+LOWEST, HIGHEST = -4, 6  # decades: what is less stands at the edge, what is more is off the scale
 STEP, PER_LINE = 10, 9  # between marks; marks side by side in a column
 RIGHT = LEFT + ZERO + WIDTH
 
@@ -29,8 +30,8 @@ def error_plot(data: dict[str, Any]) -> str:
     found = [math.log10(f) for group in rows.values() for e in group if (f := fraction(e)) and math.isfinite(f)]
     if not rows:
         return ""
-    low = max(-6, math.floor(min(found, default=-1))) if found else -1
-    high = min(9, max(1, math.ceil(max(found, default=1))))
+    low = max(LOWEST, math.floor(min(found, default=-1))) if found else -1
+    high = min(HIGHEST, max(1, math.ceil(max(found, default=1))))
     body, top = "", 26.0
     for name, group in rows.items():
         marks, height = _row(group, top, min(low, 0), high)
@@ -51,7 +52,7 @@ def _row(group: list[dict[str, Any]], top: float, low: int, high: int) -> tuple[
     for entry in group:
         value = fraction(entry)
         assert value is not None
-        if value == 0 or math.isinf(value):
+        if value == 0 or value > 10**HIGHEST:
             column = -1 if value == 0 else -2
             left = LEFT if value == 0 else RIGHT
             places.append((left + 16 + STEP * (taken[column] % PER_LINE), taken[column] // PER_LINE))
@@ -82,10 +83,10 @@ def _frame(body: str, bottom: float, low: int, high: int, marks: int) -> str:
         x = _x(log, low, high)
         parts.append(f'<path class="grid" d="M{x:.1f} 20V{bottom:.0f}"/>')
         power = str(log).replace("-", "\u2212")
-        label = {0: "1 = limit", 1: "10"}.get(log, f'10<tspan dy="-4" font-size="9">{power}</tspan>')
+        label = {0: "1", 1: "10"}.get(log, f'10<tspan dy="-4" font-size="9">{power}</tspan>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.0f}" text-anchor="middle">{label}</text>')
     parts.append(f'<path class="limit" d="M{limit:.1f} 20V{bottom:.0f}"/>{body}')
-    columns = ((LEFT + ZERO / 2, "no error"), (RIGHT + INFINITE / 2, "off the scale"))
+    columns = ((LEFT + ZERO / 2, "no error"), (limit, "limit"), (RIGHT + INFINITE / 2, "off the scale"))
     parts += [f'<text x="{x:.0f}" y="14" text-anchor="middle" class="quiet">{name}</text>' for x, name in columns]
     parts.append(f'<text x="{LEFT + ZERO + WIDTH / 2}" y="{bottom + 36:.0f}" text-anchor="middle">error / limit</text>')
     for at, (kind, (name, path)) in enumerate(CLASSES.items()):

@@ -81,7 +81,8 @@ svg .failed { stroke: var(--ink); stroke-width: 1.6; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .6rem; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; } .scroll { overflow: visible; } .scroll > svg { min-width: 0; }
-  .card, .failure, figure, li { break-inside: avoid; } td code { white-space: normal; }
+  .card, .failure, figure, li { break-inside: avoid; }
+  h2 { break-after: avoid; } svg.plot { max-height: 22cm; } td code { white-space: normal; }
   details::details-content { content-visibility: visible; block-size: auto; opacity: 1; }
 }
 """
