@@ -13,8 +13,10 @@ from conformance.adapter import Array, describe
 from conformance.case import Case
 from conformance.law import Law
 from conformance.mutants import MUTANTS, adapter_of
+from conformance.mutants.mutant import Place, Traced, codes, place
+from conformance.operations import ancestors
 from conformance.port import Fault, Missing, Port, Refused, Wrong
-from conformance.runner import FAILED, Outcome, judge, judge_law
+from conformance.runner import FAILED, Outcome, judge, judge_law, measure
 
 __all__ = ["LineUp", "Suspect", "named"]
 
@@ -41,16 +43,26 @@ class Answer:
 
 
 def answer(port: Port, case: Case) -> Answer:
-    """The port's answer, and whether the suite would fail it."""
+    """The port's answer, and whether the suite would fail it; a refusal's valid neighbour is asked as well."""
     dtype = case.dtype or port.dtype
-    failed = judge(port, case).verdict in FAILED
+    if case.neighbour is not None:
+        return Answer(_outcome_of_call(port, case, dtype), {}, judge(port, case).verdict in FAILED)
     try:
-        if case.rejects:
-            port.call(case.op, case.inputs, case.params, (), dtype)
-            return Answer("accepted", {}, failed)
-        return Answer("values", port.outputs(case.op, case.inputs, case.params, case.expected, dtype), failed)
+        values = port.outputs(case.op, case.inputs, case.params, case.expected, dtype)
     except (Refused, Fault, Wrong, Missing) as error:
-        return Answer(type(error).__name__.lower(), {}, failed)
+        allowed = isinstance(error, Missing) or (isinstance(error, Refused) and case.may_refuse)
+        return Answer(type(error).__name__.lower(), {}, not allowed)
+    with np.errstate(all="ignore"):
+        measured, _ = measure(case, values, dtype)
+    return Answer("values", values, measured is not None and not measured.passed)
+
+
+def _outcome_of_call(port: Port, case: Case, dtype: str) -> str:
+    try:
+        port.call(case.op, case.inputs, case.params, (), dtype)
+    except (Refused, Fault, Wrong, Missing) as error:
+        return type(error).__name__.lower()
+    return "accepted"
 
 
 def distance(port: Answer, mutant: Answer, case: Case) -> float:
@@ -72,19 +84,33 @@ def distance(port: Answer, mutant: Answer, case: Case) -> float:
 
 
 class LineUp:
-    """The catalogue in one dtype; what a mutant answered is kept, since several failures are often asked about."""
+    """The catalogue in one dtype; what a mutant answered is kept, since several failures are often asked about.
+
+    A mutant is asked only where the code that it changes runs; elsewhere it is the reference, which is right.
+    """
 
     def __init__(self, cases: Sequence[Case], dtype: str) -> None:
         self.cases, self.dtype = cases, dtype
         self.ports = {name: _port(name, dtype) for name in MUTANTS}
-        self._answers: dict[tuple[str, str], Answer] = {}
+        self._changed = {name: _places(name) for name in MUTANTS}
+        self._answers: dict[tuple[str, str], Answer | None] = {}
+        self._reached: dict[str, frozenset[Place]] = {}
 
-    def answer(self, name: str, case: Case) -> Answer:
-        """A mutant's answer."""
+    def answer(self, name: str, case: Case) -> Answer | None:
+        """A mutant's answer; None where it is the reference's."""
         key = (name, case.id)
         if key not in self._answers:
-            self._answers[key] = answer(self.ports[name], case)
+            changed = self._changed[name]
+            reached = changed is None or changed & self._reach(case)
+            self._answers[key] = answer(self.ports[name], case) if reached else None
         return self._answers[key]
+
+    def _reach(self, case: Case) -> frozenset[Place]:
+        if case.id not in self._reached:
+            traced = Traced()
+            judge(Port(traced, describe(traced), self.dtype), case)
+            self._reached[case.id] = frozenset(place(code) for code in traced.seen)
+        return self._reached[case.id]
 
     def suspects(self, port: Port, outcome: Outcome) -> list[Suspect]:
         """Mutants that do what this port does, the likeliest first; none when the outcome is a pass."""
@@ -94,34 +120,42 @@ class LineUp:
         near = self._near_law(subject) if isinstance(subject, Law) else self._near(port, subject)
         best = min(near.values(), default=0.0)
         tied = [name for name, far in near.items() if far <= best + TIED]
-        if len(tied) > 1:
-            agreement = self._agreement(port, tied)
-            near |= {name: near[name] + 2 * TIED * (1 - agreement[name]) for name in tied}
-        ranked = sorted(near, key=lambda name: near[name])
+        agreement = self._agreement(port, tied, subject.op) if len(tied) > 1 else {}
+        ranked = sorted(near, key=lambda name: (name not in tied, -agreement.get(name, 0.0), near[name]))
         return [Suspect(name, MUTANTS[name].fault, near[name]) for name in ranked]
 
     def _near(self, port: Port, case: Case) -> dict[str, float]:
         mine = answer(port, case)
         found = {name: self.answer(name, case) for name in self.ports}
-        distances = {name: distance(mine, other, case) for name, other in found.items() if other.failed}
-        return {name: far for name, far in distances.items() if far < FAR}
+        near = {name: distance(mine, other, case) for name, other in found.items() if other and other.failed}
+        return {name: far for name, far in near.items() if far < FAR}
 
     def _near_law(self, law: Law) -> dict[str, float]:
         """A law has no values to compare: mutants of its chapter, and those it hunts, which break it too."""
         known = [name for name in self.ports if name in law.hunts or MUTANTS[name].chapter == law.chapter]
         return {n: 0.0 for n in known if judge_law(self.ports[n], law, 0, shrink=False).verdict in FAILED}
 
-    def _agreement(self, port: Port, names: Sequence[str]) -> dict[str, float]:
-        """The share of cases in which each mutant does what the port does: passes, or fails with the same result."""
-        asked = [case for case in self.cases if port.has(case.op)]
+    def _agreement(self, port: Port, names: Sequence[str], op: str) -> dict[str, float]:
+        """The share of cases of the operation and its parts in which each mutant does what the port does: passes, or
+        fails with the same result.
+        """
+        family = {op} | ancestors(op)
+        asked = [case for case in self.cases if case.op in family and port.has(case.op)]
         alike = dict.fromkeys(names, 0)
         for case in asked:
             mine = answer(port, case)
             for name in names:
                 other = self.answer(name, case)
-                same = not mine.failed or distance(mine, other, case) < 0.1
-                alike[name] += mine.failed == other.failed and same
+                if other is None or not other.failed:
+                    alike[name] += not mine.failed
+                else:
+                    alike[name] += mine.failed and distance(mine, other, case) < 0.1
         return {name: count / max(len(asked), 1) for name, count in alike.items()}
+
+
+def _places(name: str) -> frozenset[Place] | None:
+    found = codes(MUTANTS[name].patches)
+    return None if found is None else frozenset(place(code) for code in found)
 
 
 def _port(name: str, dtype: str) -> Port:

@@ -194,11 +194,20 @@ def test_summary_counts_only_what_dies_in_every_dtype(found: list[Subject]) -> N
     assert data["kills"]["both"] == {"float64": [fine, coarse], "float32": [fine]}
 
 
+@pytest.fixture
+def two_chapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials on the cases and laws of two quick chapters."""
+    quick = [subject for subject in subjects() if subject.chapter in ("verification", "cost")]
+    monkeypatch.setattr("conformance.mutants.trial.subjects", lambda folder: quick)
+
+
 def arguments(out: Path, *only: str) -> argparse.Namespace:
     return argparse.Namespace(only=list(only), dtype=["float64"], jobs=1, out=out)
 
 
-def test_trial_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], unchecked: None) -> None:
+def test_trial_writes_json(
+    two_chapters: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], unchecked: None
+) -> None:
     assert trial(arguments(tmp_path, "crps_fair_biased", "halo_not_counted", "crps_by_pairs")) == 0
     data = json.loads((tmp_path / "mutants.json").read_text(encoding="utf-8"))
     assert (data["mutants"], data["killed"], data["survivors"]) == (2, 2, [])
@@ -211,12 +220,13 @@ def test_trial_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], u
     assert "VER-2: 1" in said
 
 
-def test_trial_survivor_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None) -> None:
+def test_trial_survivor_fails(
+    two_chapters: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None
+) -> None:
     """A wrong port that is right survives, and the trial says so."""
     unchanged = (tokenisation, "math", tokenisation.math)
     right = Mutant("right", "nothing is wrong", "verification", ("VER-5",), (unchanged,))
     monkeypatch.setitem(MUTANTS, "right", right)
-    monkeypatch.setattr("conformance.mutants.trial.subjects", lambda folder: cases_of(subjects(folder), "cost"))
     assert trial(arguments(tmp_path, "right")) == 1
     data = json.loads((tmp_path / "mutants.json").read_text(encoding="utf-8"))
     assert [(s["name"], s["fault"]) for s in data["survivors"]] == [("right", "nothing is wrong")]

@@ -127,10 +127,10 @@ def ill_formed(root: Path) -> list[str]:
 
 
 def untested(root: Path) -> list[str]:
-    """Requirements with MUST or MUST NOT that neither a test nor a conformance case cites."""
+    """Requirements with MUST or MUST NOT that no test, conformance case or law cites."""
     families = _families(root)
     cited: set[str] = set()
-    for path in _sources(root, "tests", "conformance/cases"):
+    for path in _sources(root, "tests", "conformance/cases", "conformance/laws"):
         cited |= _cited(path.read_text(), families)
     binding = [r for r in requirements(root) if r.senses & {"MUST", "MUST NOT"}]
     return [f"no test and no case cites {r.id} ({r.chapter})" for r in binding if r.id not in cited]
@@ -171,12 +171,13 @@ def unpaired(root: Path) -> list[str]:
     rows, table = chapters(root), "the table of chapters"
     spec = {f"spec/{path.name}" for path in (root / "spec").glob("*.md")} - {"spec/README.md"}
     there = spec | _modules(root, "storm_ref") | _modules(root, "conformance/cases")
+    both = [row for row in rows if row.cases and row.modules]
     named = Counter(part for row in rows for part in (f"spec/{row.spec}", *row.modules, *row.cases))
     return [
         *(f"{part} is in no row of {table}" for part in sorted(there - set(named))),
         *(f"{part} is {count} times in {table}" for part, count in named.items() if count > 1),
         *(f"{table} names {part}, which does not exist" for part in named if not (root / part).exists()),
-        *(f"{row.spec} has no module of its stem" for row in rows if row.modules and row.stem not in row.module_stems),
+        *(f"{row.spec} has no module of its stem" for row in both if row.stem not in row.module_stems),
         *(f"{row.spec} has no cases of its stem" for row in rows if row.cases and row.stem not in row.case_stems),
     ]
 

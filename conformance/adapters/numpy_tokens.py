@@ -243,6 +243,8 @@ def position(latitude: Array, longitude: Array, kind: str, patch: Sequence[int],
     """Positions of patch centres [rows, cols, P] of degrees, [TOK-6]."""
     latitude = finite_degrees("latitude", latitude)
     longitude = check.finite("longitude", check.shape("longitude", longitude, None))
+    if (np.abs(np.diff(longitude)) > 180).any():
+        raise ValueError(f"longitudes jump: {longitude.tolist()}; add or subtract 360 so that they go on")
     rows, cols = tokens_of((len(latitude), len(longitude)), patch)
     phi, lam = latitude.reshape(rows, -1).mean(1)[:, None], longitude.reshape(cols, -1).mean(1)[None, :]
     if kind == "sphere":

@@ -67,7 +67,6 @@ def watch_network(network: denoiser.Storm) -> denoiser.Storm:
         return network
     memory = network.memory
     _before(memory.key, "history")
-    _after(memory.value, "value")
     _before(memory.out, "mixed")
     _after(memory.out, "memory")
 
@@ -75,7 +74,11 @@ def watch_network(network: denoiser.Storm) -> denoiser.Storm:
         split = rearrange(key, "b k n (a d) -> b k n a d", a=memory.heads)
         take("score", torch.einsum("bknad,ad->bkna", split, memory.query) / split.shape[-1] ** 0.5)
 
+    def value(_: nn.Module, __: Any, out: Tensor) -> None:
+        take("value", rearrange(out, "b k n (a d) -> b k n a d", a=memory.heads))
+
     memory.key.register_forward_hook(score)
+    memory.value.register_forward_hook(value)
     _before(network.blocks[0], "tokens")
     for at, block in enumerate(network.blocks):
         _after(block, f"block.{at}")

@@ -238,6 +238,7 @@ def _without_gates() -> Recipe:
 def _blocks() -> list[Recipe]:
     faint = draw(np.random.default_rng(331), 2, 6, 8, scale=2.0**-10)
     near_constant = 0.125 + np.random.default_rng(332).integers(-2, 3, (2, 6, 8)) * 2.0**-10  # one bfloat16 step: 2^-10
+    offset = 1024 + 8.0 * np.random.default_rng(333).integers(0, 2, (2, 6, 8))  # one bfloat16 step there: 8
     return [
         _block(
             "block", 320, (2, 6, 8), HEADS, None,
@@ -252,6 +253,11 @@ def _blocks() -> list[Recipe]:
             "block-near-constant", 322, (2, 6, 8), HEADS, None,
             "layer norm has another eps than 1e-6, adds it outside the root, or uses the sample variance",
             ("layer_norm_eps", "layer_norm_eps_outside", "layer_norm_sample_variance"), x=near_constant,
+        ),
+        _block(
+            "block-offset", 325, (2, 6, 8), HEADS, None,
+            "layer norm takes the variance as mean square minus squared mean, and loses the digits of an offset",
+            ("layer_norm_quick_variance",), x=offset,
         ),
         _block(
             "block-faint", 323, (2, 6, 8), HEADS, None,

@@ -200,6 +200,12 @@ def _extremes() -> list[Recipe]:
             requirements=("ATT-2", "NUM-6"), factors=FAINT, hunts=("layer_norm_eps", "layer_norm_eps_outside"),
         ),
         network_recipe(
+            "denoiser/offset-tokens", 443, (4, 4), [0.8],
+            "layer norm takes the variance as mean square minus squared mean, and loses the digits of an offset",
+            requirements=("ATT-2", "NUM-6"), hunts=("layer_norm_quick_variance",),
+            change={"weights.embed_state.bias": np.full(8, 1024.0)}, width=8,
+        ),
+        network_recipe(
             "denoiser/sharp-attention", 441, (4, 4), [0.3],
             "scores of some thousands overflow or lose their differences",
             requirements=("ATT-1",), factors={"query__weight": 2048}, hunts=("attention_not_shifted",),

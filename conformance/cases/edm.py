@@ -17,7 +17,7 @@ import numpy as np
 from conformance.adapter import Array, Arrays
 from conformance.case import Chain, Judge, Recipe
 from conformance.networks import config, network_inputs
-from conformance.tolerance import Bound, Exact, MustReject, Ulp
+from conformance.tolerance import Bound, MustReject, Ulp
 
 __all__ = ["covariance", "loss_inputs", "recipes", "schedule", "silenced", "tiny"]
 
@@ -101,7 +101,7 @@ def _preconditions() -> list[Recipe]:
     exact = {"c_skip": np.array([0.5]), "c_noise": np.zeros(1), "loss_weight": np.array([2.0])}
     found.append(
         Recipe("edm/coefficients-unit", "precondition", ("EDM-2", "EDM-3"), ("edm",),
-               Exact("sigma = sigma_data = 1: 1/2, 0 and 2 have no rounding"),
+               Ulp(2, "sigma = sigma_data = 1: 1/2, 0 and 2, with one rounding in a root and its square"),
                "c_skip, c_noise or the loss weight is another formula's", {"sigma": np.ones(1)}, {"sigma_data": 1.0},
                exact)
     )  # fmt: skip
@@ -322,6 +322,12 @@ def _refused_samples() -> list[Recipe]:
         Recipe(f"edm/refuses-{name}", "sample", ("EDM-8", "CONV-10"), ("edm",), MustReject(why), meaning, bad, churned,
                neighbour=(noisy, churned))
         for name, bad, why, meaning in churn_rows
+    ] + [
+        Recipe(f"edm/refuses-negative-{name[2:]}", "sample", ("EDM-6", "CONV-10"), ("edm",),
+               MustReject(f"{name} = -0.5"), "a negative churn is taken for none", noisy,
+               {"churn": {"s_churn": 1.0} | {name: -0.5}}, neighbour=(noisy, churned),
+               hunts=("churn_negative_accepted",))
+        for name in ("s_churn", "s_noise")
     ]  # fmt: skip
 
 

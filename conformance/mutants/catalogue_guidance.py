@@ -294,8 +294,6 @@ GUIDANCE = chapter(
       edit("step = torch.where(active,",
           "rr0, curvature = rr.sum().expand_as(rr), curvature.sum().expand_as(rr)\n        step = torch.where(active,",
           "torch.where(active, rr / torch.where", "torch.where(active, rr0 / torch.where"))),
-    ("mmps_no_guard", "conjugate gradients go on where the curvature is not positive", "GUIDE-5",
-     (guidance, "conjugate_gradient", edit("(curvature > 0) & (rr > limit)", "(curvature != 0) & (rr > limit)"))),
     ("observation_nan_as_zero", "a missing observation is taken for zero", "GUIDE-7 CONV-7 CONV-10",
      *((owner, "__post_init__", _without_missing) for owner in (Observations, guidance.OperatorObservations))),
     ("variance_unchecked", "a variance of zero, or none, is accepted", "GUIDE-6 CONV-10",

@@ -11,14 +11,14 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from conformance.adapter import Array, Info
 from conformance.adapters import storm_ref as adapter
 from conformance.adapters.storm_ref import Reference
 
-__all__ = ["Edit", "Mutant", "MutantPort", "Patch", "chapter", "codes", "edit"]
+__all__ = ["Edit", "Mutant", "MutantPort", "Patch", "Place", "Traced", "chapter", "codes", "edit", "place"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def edit(*pieces: str) -> Edit:
     return Edit(pieces)
 
 
+Place = tuple[str, int, str]  # of a piece of code: file, line, name
 Patch = tuple[ModuleType | type, str, Any]  # where, the name, an Edit or what stands there instead
 
 
@@ -110,6 +111,32 @@ class MutantPort:
         finally:
             for space, key, right, _ in self._places:
                 _put(space, key, right)
+
+
+class Traced(Reference):
+    """The reference, which notes what code runs."""
+
+    def __init__(self) -> None:
+        self.seen: set[CodeType] = set()
+
+    def run(
+        self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes_asked: Sequence[str]
+    ) -> Mapping[str, Array]:
+        def note(frame: FrameType, event: str, _: object) -> None:
+            if event == "call":
+                self.seen.add(frame.f_code)
+
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            return super().run(op, inputs, params, probes_asked)
+        finally:
+            sys.setprofile(before)
+
+
+def place(code: CodeType) -> Place:
+    """Where a piece of code stands: the same for a function and its checked double."""
+    return code.co_filename, code.co_firstlineno, code.co_qualname
 
 
 def codes(patches: Sequence[Patch]) -> frozenset[CodeType] | None:

@@ -13,7 +13,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import sys
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import torch
@@ -30,13 +29,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from conformance import SPEC
-from conformance.adapter import Adapter, Array, describe
-from conformance.adapters.storm_ref import Reference
+from conformance.adapter import Adapter, describe
 from conformance.case import Case
 from conformance.law import Law
 from conformance.mutants import MUTANTS, Mutant, adapter_of
 from conformance.mutants.honest import HONEST, honest_adapter
-from conformance.mutants.mutant import Patch, codes
+from conformance.mutants.mutant import Patch, Place, Traced, codes, place
 from conformance.port import Port
 from conformance.runner import FAILED, judge, judge_law
 from conformance.vectors import FOLDER, load_cases, manifest, write_aside
@@ -47,7 +45,6 @@ DTYPES = ("float64", "float32")
 ENOUGH = 10
 EXAMPLES = 6  # of a law: fewer than judging a port takes, for there are a thousand ports here
 Subject = Case | Law
-Place = tuple[str, int, str]  # of a piece of code: file, line, name
 
 
 @dataclass(frozen=True)
@@ -68,31 +65,6 @@ def subjects(folder: Path = FOLDER) -> list[Subject]:
     return [*load_cases(folder), *laws]
 
 
-def _place(code: CodeType) -> Place:
-    return code.co_filename, code.co_firstlineno, code.co_qualname
-
-
-class _Traced(Reference):
-    """The reference, which notes what code runs."""
-
-    def __init__(self) -> None:
-        self.seen: set[CodeType] = set()
-
-    def run(
-        self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes_asked: Sequence[str]
-    ) -> Mapping[str, Array]:
-        def note(frame: FrameType, event: str, _: object) -> None:
-            if event == "call":
-                self.seen.add(frame.f_code)
-
-        before = sys.getprofile()
-        sys.setprofile(note)
-        try:
-            return super().run(op, inputs, params, probes_asked)
-        finally:
-            sys.setprofile(before)
-
-
 def _judged(port: Port, subject: Subject) -> tuple[str, str]:
     found = judge(port, subject) if isinstance(subject, Case) else judge_law(port, subject, 0, shrink=False)
     return found.verdict, found.detail
@@ -100,12 +72,12 @@ def _judged(port: Port, subject: Subject) -> tuple[str, str]:
 
 def reach(found: Iterable[Subject], wanted: Iterable[CodeType]) -> dict[str, frozenset[Place]]:
     """Which of the wanted pieces of code each case or law runs, on the reference."""
-    interesting = {_place(code) for code in wanted}
+    interesting = {place(code) for code in wanted}
     reached = {}
     for subject in found:
-        traced = _Traced()
+        traced = Traced()
         _judged(Port(traced, describe(traced)), subject)
-        reached[subject.id] = frozenset(interesting & {_place(code) for code in traced.seen})
+        reached[subject.id] = frozenset(interesting & {place(code) for code in traced.seen})
     return reached
 
 
@@ -164,7 +136,7 @@ def _relevant(
 ) -> list[Subject]:
     """The cases and laws that run the code which the patches replace."""
     changed = codes(patches)
-    places = None if changed is None else {_place(code) for code in changed}
+    places = None if changed is None else {place(code) for code in changed}
     return [subject for subject in found if places is None or places & reached[subject.id]]
 
 
