@@ -22,14 +22,15 @@ __all__ = ["TABLE", "VECTOR_BYTES", "lint", "problems", "write_table"]
 
 TABLE = Path(__file__).with_name("TRACEABILITY.md")
 VECTOR_BYTES = 5_000_000
+SHOWN = 4  # mutants of a requirement that none is made for
 GENERATE = "python -m conformance generate"
 REMAKE = "python -m conformance mutants, then lint --table build/conformance/mutants.json"
 
 OPENING = """# Traceability
 
-For every requirement of the specification: the cases and laws that hold a port to it, and the wrong ports of the
-catalogue that they catch. A MUST that has none says why. Made by `python -m conformance lint --table FILE` from the
-mutants.json of a full `python -m conformance mutants`; a test compares it with the suite.
+For every requirement of the specification: the cases and laws that hold a port to it, and wrong ports of the catalogue
+that they catch, those made for it where there are such. A MUST that has none says why. Made by `python -m conformance
+lint --table FILE` from the mutants.json of a full `python -m conformance mutants`; a test compares it with the suite.
 """
 
 
@@ -103,5 +104,9 @@ def write_table(run: Mapping[str, Any], subjects: Sequence[Subject]) -> None:
 
     if run["mutants"] != len(MUTANTS):
         raise ValueError(f"that run tried {run['mutants']} of {len(MUTANTS)} mutants; the table needs all")
-    text = f"{OPENING}\n{table(requirements(), coverage(subjects), run['requirements'])}\n"
+    kills = {
+        name: [mutant for mutant in caught if name in MUTANTS[mutant].requirements] or caught[:SHOWN]
+        for name, caught in run["requirements"].items()
+    }
+    text = f"{OPENING}\n{table(requirements(), coverage(subjects), kills)}\n"
     write_aside(TABLE, text.encode())

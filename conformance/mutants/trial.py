@@ -176,6 +176,40 @@ def _run(tasks: Iterable[Task], folder: Path, jobs: int, done: Callable[[Finding
             future.result()
 
 
+_LINEUPS: dict[Path, Any] = {}  # of a worker process: it remembers what every mutant answered
+
+
+def _named(folder: Path, case: str, mutants: Sequence[str]) -> list[str]:
+    """Those of the mutants that `explain` names first when it is asked about their failure on this case."""
+    from conformance.suspects import LineUp, named
+
+    torch.set_num_threads(1)
+    if folder not in _LINEUPS:
+        _LINEUPS[folder] = LineUp(load_cases(folder), DTYPES[0])
+    lineup = _LINEUPS[folder]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [name for name in mutants if named(lineup, name, next(c for c in lineup.cases if c.id == case))]
+
+
+def naming(findings: Sequence[Finding], folder: Path, jobs: int) -> dict[str, Any]:
+    """How many mutants `explain` calls by their names, each asked about by the first case that it fails."""
+    by_case: dict[str, list[str]] = defaultdict(list)
+    for finding in findings:
+        first = next((i for i in finding.failed if "/law-" not in i), None)
+        if finding.dtype == DTYPES[0] and finding.name in MUTANTS and first is not None:
+            by_case[first].append(finding.name)
+    if not by_case:
+        return {"asked": 0, "named": 0, "misnamed": []}
+    cases = sorted(by_case)  # cases of one chapter follow one another, and go to one process
+    chunk = -(-len(cases) // jobs)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(_named, [folder] * len(cases), cases, [by_case[c] for c in cases], chunksize=chunk)
+        right = {name for names in found for name in names}
+    asked = sorted(name for names in by_case.values() for name in names)
+    return {"asked": len(asked), "named": len(right), "misnamed": [name for name in asked if name not in right]}
+
+
 def summary(mutants: Sequence[Mutant], findings: Sequence[Finding], found: Sequence[Subject]) -> dict[str, Any]:
     """mutants.json: who was killed, by what, who survived, and who was accused without cause."""
     known = {subject.id: subject for subject in found}
@@ -233,6 +267,9 @@ def _print(data: Mapping[str, Any], mutants: Sequence[Mutant], console: Console)
         console.print(
             f"false alarm on {alarm['name']} in {alarm['dtype']}: {alarm['first']}", highlight=False, markup=False
         )
+    explained = data["explain"]
+    share = f"{explained['named']} of {explained['asked']}"
+    console.print(f"explain names {share} mutants, by the first case that each fails")
     console.print(f"{data['honest_variants']} honest variants, {len(data['false_alarms'])} false alarms")
 
 
@@ -264,7 +301,7 @@ def trial(args: argparse.Namespace) -> int:
             bar.update(shown, advance=1, description=finding.name[:32].ljust(32))
 
         _run(_tasks(mutants, honest, dtypes, found), folder, jobs, done)
-    data = summary(mutants, findings, found)
+    data = summary(mutants, findings, found) | {"explain": naming(findings, folder, jobs)}
     write_aside(args.out / "mutants.json", (json.dumps(data, indent=1) + "\n").encode())
     _print(data, mutants, Console())
     open_survivors = [s for s in data["survivors"] if not s["equivalent"]]
