@@ -16,7 +16,16 @@ _OPENS = re.compile(r"(?:[-*] )?\*\*\[([A-Z]+-\d+)\]\*\* (.*)")
 _KEYWORD = re.compile(r"\b(MUST NOT|MUST|SHOULD NOT|SHOULD|MAY)\b")
 
 # Requirements that no case or law can reach through arrays, or that no mutant can break, and why.
-REASONS: dict[str, str] = {}
+_SUITE = "a demand on claims or on the suite, not on a port; `tests/test_conformance.py` holds the suite to it"
+REASONS: dict[str, str] = {
+    "CONV-8": "calendars stand in files, and a port is given arrays; `tests/test_data.py` holds the reference to it",
+    "COST-4": "what a port keeps between chunks does not show in arrays; `tests/test_cost.py` counts the reference's",
+    "CONF-1": _SUITE,
+    "CONF-2": _SUITE,
+    "CONF-4": "every case of class must_reject, with its valid neighbour",
+    "CONF-5": "every case and law: names, shapes, dtypes and finiteness are checked before any value (`port.py`)",
+    "CONF-7": _SUITE,
+}
 
 
 @dataclass(frozen=True)

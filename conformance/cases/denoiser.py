@@ -253,7 +253,7 @@ def skip_recipe(
     rows = zip(inputs["x"], sigma, strict=True)
     expected = np.stack([[[[_skip(v, s, sigma_data) for v in row] for row in field] for field in x] for x, s in rows])
     return Recipe(
-        name, "denoise", ("NET-5", "EDM-1", "NUM-9"), profiles,
+        name, "denoise", ("NET-5", "EDM-1", "NUM-9", "CONV-9"), profiles,
         Ulp(6, "c_skip within 4 ULP, one product, and a sum with 0"),
         "the skip connection is missing, takes c_in x instead of x, or x passes through the network's dtype", inputs,
         {"config": c, "chunk": 1, "periodic": True}, {"denoised": expected}, hunts=("skip_narrow", "skip_missing"),

@@ -106,7 +106,7 @@ def _networks(dtype: str) -> list[Recipe]:
         network_recipe(
             f"numerics/denoise-level-{dtype}", 615, (2, 4), [_between(1.0031), _between(1.0013)],
             "the noise level is rounded to the network's dtype before its logarithm is taken",
-            profiles=LOW, dtype=dtype, requirements=("NUM-9", "NET-1", "NET-9"), hunts=("sigma_narrow",),
+            profiles=LOW, dtype=dtype, requirements=("NUM-9", "NET-1", "NET-9", "CONV-9"), hunts=("sigma_narrow",),
             width=6, noise_features=208, change=change,
         ),
     ]  # fmt: skip

@@ -1,0 +1,88 @@
+"""The suite's own order: every MUST has its case or law and a mutant that these catch, and the table says so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from conformance import lint as lint_module
+from conformance.__main__ import main
+from conformance.cases import all_recipes
+from conformance.laws import all_laws
+from conformance.lint import problems, recorded_kills, write_table
+from conformance.mutants import MUTANTS
+from conformance.runner import everything
+from conformance.traceability import REASONS, Requirement, coverage, requirements, table, uncovered
+from conformance.vectors import load_cases
+
+CASES, LAWS = load_cases(), all_laws()
+
+
+def test_suite_is_in_order() -> None:
+    """As `python -m conformance lint`: vectors, manifest, hunts, operations, profiles, TRACEABILITY.md."""
+    assert problems(CASES, LAWS, all_recipes()) == []
+
+
+def test_main_lint_says_that_nothing_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint"]) == 0
+    assert re.search(r"\d+ cases and \d+ laws, \d+ of them coarse; 0 problems", capsys.readouterr().out)
+
+
+def test_reasons_are_for_requirements_that_need_one() -> None:
+    known, covered = requirements(), coverage(everything(CASES, LAWS))
+    assert set(REASONS) <= set(known) and not set(REASONS) & set(covered)
+    assert all(known[name].binding for name in REASONS)
+
+
+def test_traceability_kills_are_of_the_catalogue() -> None:
+    """The recorded mutants exist, and most requirements that one is made for have it in their row."""
+    kills = recorded_kills(lint_module.TABLE.read_text(encoding="utf-8"))
+    assert {mutant for caught in kills.values() for mutant in caught} <= set(MUTANTS)
+    made = {name for mutant in MUTANTS.values() for name in mutant.requirements}
+    assert sum(bool(kills.get(name)) for name in made) > 0.95 * len(made)
+
+
+TOY = {
+    name: Requirement(name, "00_toy.md", f"A thing {word} be.")
+    for name, word in (("TOY-1", "MUST"), ("TOY-2", "MUST NOT"), ("TOY-3", "SHOULD"))
+}
+
+
+def test_uncovered_finds_what_is_missing() -> None:
+    full = {"TOY-1": ["a/one"], "TOY-2": ["a/two"]}
+    kills = {"TOY-1": ["m"], "TOY-2": ["m"]}
+    assert uncovered(TOY, full, kills, {}) == []
+    assert "TOY-2 has no case or law" in uncovered(TOY, {"TOY-1": ["a/one"]}, kills, {})[0]
+    assert "TOY-2 has no mutant" in uncovered(TOY, full, {"TOY-1": ["m"]}, {})[0]
+    assert uncovered(TOY, {"TOY-1": ["a/one"]}, {"TOY-1": ["m"]}, {"TOY-2": "why"}) == []
+    assert "lacks nothing" in uncovered(TOY, full, kills, {"TOY-1": "why"})[0]
+    assert "TOY-9 is cited by a/one" in uncovered(TOY, full | {"TOY-9": ["a/one"]}, kills, {})[0]
+
+
+def test_table_has_a_row_a_requirement_and_is_read_back() -> None:
+    kills = {"TOY-1": ["first", "second"]}
+    text = table(TOY, {"TOY-1": ["a/one", "a/two"]}, kills, {"TOY-2": "because"})
+    rows = text.splitlines()[2:]
+    assert rows[0] == "| TOY-1 (MUST) | `a/one`, `a/two` | `first`, `second` |"
+    assert rows[1] == "| TOY-2 (MUST NOT) | because |  |"
+    assert rows[2] == "| TOY-3 (SHOULD) | SHOULD: not judged |  |"
+    assert recorded_kills(text)["TOY-1"] == ["first", "second"]
+
+
+def test_write_table_wants_a_full_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lint_module, "TABLE", tmp_path / "table.md")
+    with pytest.raises(ValueError, match="that run tried 2 of"):
+        write_table({"mutants": 2, "requirements": {}}, everything(CASES, LAWS))
+    assert not list(tmp_path.iterdir())
+    write_table({"mutants": len(MUTANTS), "requirements": {"ATT-4": ["gate_reversed"]}}, everything(CASES, LAWS))
+    assert recorded_kills((tmp_path / "table.md").read_text())["ATT-4"] == ["gate_reversed"]
+
+
+def test_problems_finds_a_changed_recipe_and_an_unknown_hunt() -> None:
+    from dataclasses import replace
+
+    fewer = {name: drafts[1:] for name, drafts in all_recipes().items()}
+    assert any("not of these recipes" in line for line in problems(CASES, LAWS, fewer))
+    hunting = [replace(CASES[0], hunts=("nobody",)), *CASES[1:]]
+    assert "nobody is hunted and not in the catalogue" in problems(hunting, LAWS, all_recipes())
+    assert any("used twice" in line for line in problems([*CASES, CASES[0]], LAWS, all_recipes()))
