@@ -12,17 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from conformance.adapter import Adapter, AdapterError, Info, describe, load_adapter
+from conformance.adapter import BUNDLED, Adapter, AdapterError, Info, describe, load_adapter
 from conformance.case import Case
 from conformance.operations import DTYPES, PROFILES
-from conformance.vectors import FOLDER, REFERENCE, VectorError, load_cases, manifest
+from conformance.vectors import FOLDER, VectorError, load_cases, manifest
 
-__all__ = ["BUNDLED", "main"]
+__all__ = ["main"]
 
-BUNDLED = {
-    "storm_ref": REFERENCE,
-    "numpy": "conformance.adapters.numpy_port:adapter",
-}
 OUT = Path("build/conformance")
 
 
@@ -109,7 +105,7 @@ def _adapter(args: argparse.Namespace) -> Adapter:
 
         return WireAdapter(command_words(args.cmd), args.timeout)
     if args.adapter in BUNDLED:
-        return load_adapter(BUNDLED[args.adapter])
+        return load_adapter(args.adapter)
     if args.in_process:
         return load_adapter(args.adapter)
     from conformance.wire import WireAdapter, host_words

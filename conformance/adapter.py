@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 __all__ = [
+    "BUNDLED",
     "Adapter",
     "AdapterError",
     "Array",
@@ -30,6 +31,13 @@ __all__ = [
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Params = Mapping[str, Any]
+
+
+# Adapters that come with the suite, by the names that --adapter takes.
+BUNDLED = {
+    "storm_ref": "conformance.adapters.storm_ref:adapter",
+    "numpy": "conformance.adapters.numpy_port:adapter",
+}
 
 
 class Unsupported(Exception):
@@ -78,11 +86,11 @@ class Adapter(Protocol):
 
 
 def load_adapter(name: str) -> Adapter:
-    """The adapter called `module:object`; the object is an adapter, or is called without arguments to make one.
+    """The bundled adapter of that name, or `module:object`: an adapter, or what makes one when it is called.
 
     Modules of the working directory are found. Raises AdapterError with the reason in a sentence.
     """
-    module_name, colon, path = name.partition(":")
+    module_name, colon, path = BUNDLED.get(name, name).partition(":")
     if not (colon and module_name and path):
         raise AdapterError(f"an adapter is given as MODULE:OBJECT, for instance my_port.adapter:adapter, got {name!r}")
     if os.getcwd() not in sys.path:

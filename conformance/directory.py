@@ -26,6 +26,7 @@ from rich.console import Console
 
 from conformance import SPEC, VECTORS
 from conformance.adapter import (
+    BUNDLED,
     Adapter,
     AdapterError,
     Array,
@@ -258,7 +259,6 @@ def _answer_call(place: Path, adapter: Adapter, info: Info) -> None:
 
 def _bundled() -> list[Adapter]:
     """The suite's own adapters, to record laws on."""
-    from conformance.__main__ import BUNDLED
 
     found: list[Adapter] = []
     for name in BUNDLED.values():

@@ -160,6 +160,7 @@ def draw_error(got: Array, expected: Array, output: str, title: str, path: Path)
     """Expected, got and the size of the error: maps of the last two axes where the error is largest, or lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     error = np.abs(got - expected)
     names = axis_names(output, error.shape)
@@ -179,6 +180,8 @@ def draw_error(got: Array, expected: Array, output: str, title: str, path: Path)
             figure.colorbar(image, ax=axes)
             axes.set_xlabel(names[-1])
             axes.set_ylabel(names[-2])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             axes.plot(np.atleast_1d(values).ravel(), color="#0072B2", marker=".")
             axes.set_xlabel(names[-1] if names else "")

@@ -37,3 +37,14 @@ def test_readme_module_table_is_complete() -> None:
     """Every chapter of the specification stands in the reading order."""
     for chapter in (ROOT / "spec").glob("[01]*_*.md"):
         assert f"spec/{chapter.name}" in README, f"{chapter.name} is missing from the reading order"
+
+
+def test_readme_counts_are_those_of_the_suite() -> None:
+    from conformance.laws import all_laws
+    from conformance.mutants import MUTANTS
+    from conformance.mutants.honest import HONEST
+    from conformance.vectors import load_cases
+
+    words = " ".join(README.split())
+    assert f"{len(load_cases())} cases and {len(all_laws())} laws" in words
+    assert f"{len(MUTANTS)} wrong ports of a catalogue" in words and f"{len(HONEST)} honest variants" in words
