@@ -379,6 +379,18 @@ def test_judge_law_names_faults_of_the_port() -> None:
     assert judge_law(Port(Altered(), lacking), _law(check), 0).verdict == "unsupported"
 
 
+def test_judge_law_that_cannot_be_computed_is_a_failure_of_the_port() -> None:
+    """A result of a shape that the law's arithmetic cannot take says nothing against the suite."""
+
+    def check(port: Port, draw: Draw) -> None:
+        (sigmas,) = port.values("schedule", {}, {"steps": 3}, "sigmas")
+        check_equal(sigmas[3], np.float64(0.0), "the last level")
+
+    empty = Altered(lambda op, r: {"sigmas": r["sigmas"][:0]})
+    outcome = judge_law(port_of(empty), _law(check), 0)
+    assert outcome.verdict == "fail" and "cannot be computed" in outcome.detail and "IndexError" in outcome.detail
+
+
 def test_law_draws_are_the_same_for_a_seed() -> None:
     drawn: list[Any] = []
 
