@@ -1,0 +1,193 @@
+"""The benchmarks measure what they say, resume where they stopped, and say so when a part of them fails."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from counting import Count
+
+from storm_ref import cost
+from storm_ref.config import StormConfig
+from storm_ref.denoiser import bind
+from storm_ref.tiling import bind_tiled, overhead, tiles
+from storm_ref.workbench.bench import history, timing
+from storm_ref.workbench.bench.history import Checkpoint, History, Job, streamer
+from storm_ref.workbench.folded import FoldedState
+
+SMALL = StormConfig(2, 1, (1, 1), 8, 2, 1)
+
+
+# Timing
+
+
+def test_band_has_tiles_of_one_shape_and_proportional_cost() -> None:
+    sizes = [4096, 8192, 65_536]
+    shapes = {tuple(tile.weight.shape) for n in sizes for tile in tiles(timing.band(n))}
+    assert shapes == {(timing.CORE + timing.HALO, timing.CORE + 2 * timing.HALO)}
+    adds = [cost.tiled_evaluation(SMALL, timing.band(n)).multiply_adds for n in sizes]
+    assert adds[1] == 2 * adds[0] and adds[2] == 16 * adds[0]
+
+
+def test_band_invalid_tokens() -> None:
+    with pytest.raises(ValueError, match="whole tiles"):
+        timing.band(5000)
+
+
+def test_methods_count_what_they_run() -> None:
+    for method in timing.methods(SMALL):
+        run = method.prepare(4096)
+        with torch.no_grad(), Count() as count:
+            run()
+        assert count.total.multiply_adds == method.multiply_adds(4096), method.name
+
+
+def test_counted_exponents_are_those_of_the_specification() -> None:
+    found = timing.counted(timing.storm_10m(3, 3, (1, 1)), [4096 << i for i in range(9)])
+    assert found["tiled"] == pytest.approx(1, abs=5e-4)
+    assert found["frames"] == pytest.approx(1, abs=5e-4)
+    assert found["full"] >= 1.9
+    assert 1 < found["tiled_closed_square"] < 1.07
+
+
+def test_growth_records_every_method_and_stops_at_the_limit() -> None:
+    records = timing.growth(4096, 8192, 1, SMALL)
+    by = {m: [r["tokens"] for r in records if r["method"] == m] for m in ("tiled", "full", "timesformer")}
+    assert by["tiled"] == [4096, 8192]
+    assert by["full"][0] == by["timesformer"][0] == 4096
+    assert all(r["seconds"] > 0 for r in records)
+
+
+def test_ratio_to_dense_compares_equal_work() -> None:
+    found = timing.ratio_to_dense(side=3, heads=1, width=2, rounds=1)
+    assert found["multiply_adds"] == found["multiply_adds_dense"]
+    assert found["ratio"] == pytest.approx(found["seconds_tiles"] / found["seconds_dense"])
+
+
+def test_sampler_overhead_counts_every_evaluation() -> None:
+    found = timing.sampler_overhead(SMALL, steps=2)
+    assert found["evaluations"] == 3
+    assert found["overhead"] == pytest.approx(found["seconds"] / found["seconds_network"] - 1)
+    assert 0 < found["seconds_network"] < found["seconds"]
+
+
+# History
+
+
+def test_history_frames_are_the_same_in_any_chunks() -> None:
+    frames = History(SMALL, (4, 8))
+    past, static, age = frames.chunk(0, 100)
+    parts = [frames.chunk(at, min(at + 7, 100)) for at in range(0, 100, 7)]
+    assert torch.equal(torch.cat([p for p, _, _ in parts], 1), past)
+    assert torch.equal(torch.cat([a for _, _, a in parts], 1), age)
+    assert static.shape == (1, 100, 1, 4, 8) and age[0, 0] == 1
+    assert not torch.equal(past[:, 0], past[:, history.BANK])
+
+
+@pytest.mark.parametrize("form", history.FORMS)
+def test_streamer_is_the_compression(form: str) -> None:
+    c = StormConfig(2, 1, (1, 1), 8, 2, 1)
+    network = timing._network(c).double()
+    frames = History(c, (4, 8))
+    memory = streamer(form, network, frames)
+    with torch.no_grad():
+        for at in range(0, 50, 9):
+            past, static, age = frames.chunk(at, min(at + 9, 50))
+            memory.take(past.double(), static.double(), age)
+        past, static, age = frames.chunk(0, 50)
+        expected = network.compress(past.double(), static.double(), age, frames.position)
+    assert torch.allclose(memory.finish(), expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+def test_run_has_the_same_memory_whatever_the_frames() -> None:
+    few, many = (history.run(Job(k, grid=(8, 64), threads=1)) for k in (64, 960))
+    assert (few["tokens"], many["tokens"]) == (64 * 512, 960 * 512)
+    assert many["peak_bytes"] == pytest.approx(few["peak_bytes"], rel=0.03)
+    assert many["peak_bytes"] > 100e6  # a process with torch in it: the peak of a process, and in bytes
+
+
+def test_run_invalid_says_what_the_process_said(tmp_path: Path) -> None:
+    job = Job(2, grid=(8, 64), threads=1)
+    (tmp_path / "state").write_bytes(b"no tensors")
+    with pytest.raises(RuntimeError, match="cannot be read as safetensors"):
+        history.run(job, checkpoint=tmp_path / "state")
+
+
+def test_checkpoint_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """A stream cut after any chunk ends in the same bits, without taking a frame twice."""
+    job = Job(20, grid=(8, 64), chunk=4, threads=1)
+    network, frames = timing._network(SMALL), History(SMALL, job.grid)
+
+    def stream(path: Path | None, stop: int) -> tuple[FoldedState, int]:
+        memory = streamer("folded", network, frames)
+        taken = 0
+
+        class Counted:
+            kind = memory.kind
+            state = property(lambda _: memory.state, lambda _, value: setattr(memory, "state", value))
+
+            def take(self, past: torch.Tensor, static: torch.Tensor, age: torch.Tensor) -> None:
+                nonlocal taken
+                if taken == stop:
+                    raise KeyboardInterrupt
+                memory.take(past, static, age)
+                taken += 1
+
+            def finish(self) -> torch.Tensor:
+                return memory.finish()
+
+        checkpoint = Checkpoint(path, job)
+        checkpoint.every = 0.0
+        history._stream(job, Counted(), frames, checkpoint)
+        return memory.state, taken
+
+    whole, chunks = stream(None, 99)
+    assert chunks == 5
+    with pytest.raises(KeyboardInterrupt):
+        stream(tmp_path / "state", 3)
+    rest, more = stream(tmp_path / "state", 99)
+    assert more == 2
+    assert all(torch.equal(a, b) for a, b in zip(vars(whole).values(), vars(rest).values(), strict=True))
+    again, none = stream(tmp_path / "state", 99)
+    assert none == 0 and torch.equal(again.values, whole.values)
+
+
+def test_checkpoint_invalid_of_another_job(tmp_path: Path) -> None:
+    job = Job(20, grid=(8, 64), chunk=4, threads=1)
+    network, frames = timing._network(SMALL), History(SMALL, job.grid)
+    history._stream(job, streamer("folded", network, frames), frames, Checkpoint(tmp_path / "state", job))
+    other = Job(24, grid=(8, 64), chunk=4, threads=1)
+    with pytest.raises(ValueError, match="delete it or choose another folder"):
+        Checkpoint(tmp_path / "state", other).load(streamer("folded", network, frames))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"form": "fast"}, "there is no 'fast'"), ({"frames": 0}, "at least 1"), ({"grid": (8, 100)}, "divide")],
+)
+def test_job_invalid(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Job(**({"frames": 1, "grid": (8, 64)} | change))  # type: ignore[arg-type]
+
+
+def test_job_survives_json() -> None:
+    job = Job(5, grid=(8, 64))
+    assert Job(**(json.loads(json.dumps(asdict(job))) | {"grid": (8, 64)})) == job
+    assert overhead(job.tiling) > 1 and math.prod(job.grid) * 5 == job.tokens
+
+
+def test_denoise_of_one_frame_is_by_tiles() -> None:
+    network, frames = timing._network(SMALL), History(SMALL, (8, 96))
+    job = Job(1, grid=(8, 96))
+    assert len(tiles(job.tiling)) == 3
+    memory = torch.zeros(1, 8, 96, SMALL.width)
+    assert history.denoise_once(network, memory, frames, job.tiling) > 0
+    with pytest.raises(RuntimeError, match="not finite"):
+        history.denoise_once(network, memory + torch.nan, frames, job.tiling)
+    x, condition = timing.scene(network, job.tiling)
+    sigma = torch.ones(1, dtype=torch.float64)
+    with torch.no_grad():
+        whole, cut = bind(network, condition)(x, sigma), bind_tiled(network, condition, job.tiling)(x, sigma)
+    assert not torch.equal(whole, cut)
