@@ -2,18 +2,21 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from counting import Count
 
 from storm_ref import cost
 from storm_ref.config import StormConfig
-from storm_ref.denoiser import bind
+from storm_ref.denoiser import Condition, bind
 from storm_ref.tiling import bind_tiled, overhead, tiles
-from storm_ref.workbench.bench import history, timing
+from storm_ref.tokenisation import sphere_position
+from storm_ref.workbench import out_of_core
+from storm_ref.workbench.bench import history, scale, timing
 from storm_ref.workbench.bench.history import Checkpoint, History, Job, streamer
 from storm_ref.workbench.folded import FoldedState
 
@@ -191,3 +194,71 @@ def test_denoise_of_one_frame_is_by_tiles() -> None:
     with torch.no_grad():
         whole, cut = bind(network, condition)(x, sigma), bind_tiled(network, condition, job.tiling)(x, sigma)
     assert not torch.equal(whole, cut)
+
+
+# Scale
+
+
+DOMAIN = scale.DomainJob((24, 40), "tiny", 8, 2, 1, together=4, threads=1)
+
+
+def test_work_is_the_denoiser_in_memory(tmp_path: Path) -> None:
+    """The stores that a domain's run leaves hold T[D] of the stores it read, bit for bit."""
+    record = scale.work(DOMAIN, tmp_path)
+    assert (record["points"], record["tokens"]) == (960, 1920)
+    state, static, memory, out = (
+        torch.from_numpy(np.asarray(out_of_core.open_array(tmp_path / f"{name}.zarr")[...]))
+        for name in ("state", "static", "memory", "out")
+    )
+    network = timing._network(scale.PRESETS["tiny"]())
+    latitude = torch.linspace(-90, 90, 25)[:-1] + 90 / 24
+    position = sphere_position(latitude, torch.arange(40) * 9.0, (1, 1))
+    condition = Condition(static[None], memory[None], position, True)
+    with torch.no_grad():
+        denoise = bind_tiled(network, condition, DOMAIN.tiling, DOMAIN.together)
+        expected = denoise(state[None], torch.ones(1, dtype=torch.float64))
+    assert torch.equal(out[None], expected)
+    assert float(state.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_run_keeps_the_record_and_removes_the_stores(tmp_path: Path) -> None:
+    found = scale.run("small", DOMAIN, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["small.json"]
+    assert scale.run("small", DOMAIN, tmp_path) == found  # from the record: times would differ
+    with pytest.raises(ValueError, match="record of another run"):
+        scale.run("small", replace(DOMAIN, blend=2), tmp_path)
+
+
+def test_work_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = scale.work(DOMAIN, _folder(tmp_path / "whole"))
+    said: list[int] = []
+
+    def stop(line: dict[str, int]) -> None:
+        said.append(line["frames"])
+        if len(said) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale, "speak", stop)
+    with pytest.raises(KeyboardInterrupt):
+        scale.work(DOMAIN, _folder(tmp_path / "cut"))
+    again = scale.work(DOMAIN, tmp_path / "cut")
+    values = [np.asarray(out_of_core.open_array(tmp_path / f / "out.zarr")[...]) for f in ("whole", "cut")]
+    assert np.array_equal(*values)
+    assert again["points"] == whole["points"]
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(("change", "words"), [({"preset": "huge"}, "no 'huge'"), ({"core": 7}, "divide")])
+def test_domain_job_invalid(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(DOMAIN, **change)  # type: ignore[arg-type]
+
+
+def test_jobs_are_of_the_sizes_of_the_paper() -> None:
+    assert scale.JOBS["frames"].tokens == pytest.approx(635e6, rel=0.005)  # type: ignore[union-attr]
+    assert scale.JOBS["tokens"].tokens >= 20e9  # type: ignore[union-attr]
+    assert scale.JOBS["equations"].tokens == 6000 * 32_768  # type: ignore[union-attr]

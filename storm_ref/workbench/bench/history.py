@@ -42,8 +42,10 @@ __all__ = [
     "Job",
     "Streamer",
     "denoise_once",
+    "listen",
     "peak_bytes",
     "run",
+    "speak",
     "streamer",
     "sweep",
     "work",
@@ -231,7 +233,7 @@ def _stream(job: Job, memory: Streamer, history: History, checkpoint: Checkpoint
             at = last
             seconds, peak = before + time.perf_counter() - start, max(peak, peak_bytes())
             checkpoint.save(memory, at, seconds, peak, always=at == job.frames)
-            print(json.dumps({"frames": at}), flush=True)
+            speak({"frames": at})
     return before + time.perf_counter() - start, peak
 
 
@@ -254,13 +256,20 @@ def work(job: Job, path: Path | None = None) -> dict[str, Any]:
 
 def run(job: Job, progress: Callable[[int], None] | None = None, checkpoint: Path | None = None) -> dict[str, Any]:
     """The job in a process of its own: its record. Raises RuntimeError with what the process said when it fails."""
-    command = [sys.executable, "-m", "storm_ref.workbench.bench.history", json.dumps(asdict(job))]
-    command += [] if checkpoint is None else [str(checkpoint)]
+    arguments = [json.dumps(asdict(job)), *([] if checkpoint is None else [str(checkpoint)])]
+    return listen("storm_ref.workbench.bench.history", arguments, progress)
+
+
+def listen(module: str, arguments: list[str], progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Run a module that says how many frames it has taken, line by line, and last its record, which has a peak.
+
+    Raises RuntimeError with what it said of errors when it fails or says no record.
+    """
     last: dict[str, Any] = {}
-    # What it says of errors goes to a file: a pipe that nobody reads would fill and stop it.
+    # Errors go to a file: a pipe that nobody reads would fill and stop the process.
     with (
         tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=said) as process,
     ):
         try:
             for last in _lines(process.stdout):
@@ -273,8 +282,13 @@ def run(job: Job, progress: Callable[[int], None] | None = None, checkpoint: Pat
         said.seek(0)
         error = said.read().strip() or "it said nothing"
     if code or "peak_bytes" not in last:
-        raise RuntimeError(f"{job} ended with exit code {code}: {error}")
+        raise RuntimeError(f"{module} {arguments[0]} ended with exit code {code}: {error}")
     return last
+
+
+def speak(line: dict[str, Any]) -> None:
+    """Say one line to the process that listens."""
+    print(json.dumps(line), flush=True)
 
 
 def _lines(stream: Any) -> Iterator[dict[str, Any]]:
@@ -299,4 +313,4 @@ def sweep(jobs: list[Job], progress: Progress | None = None) -> list[dict[str, A
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     found = work(Job(**given | {"grid": tuple(given["grid"])}), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
-    print(json.dumps(found), flush=True)
+    speak(found)
