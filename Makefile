@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help conformance smoke mutants vectors assimilate trial test lint tiny-data train-tiny clean
+.PHONY: help conformance smoke mutants vectors assimilate trial bench bench-scale test lint tiny-data train-tiny clean
 
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
@@ -33,6 +33,12 @@ assimilate: $(READY) ## assimilate observations into the tiny world and write th
 
 trial: $(READY) ## score forecasts and analyses on held-back data; DATA=FILE.nc takes your own
 	@$(RUN) -m storm_ref trial $(if $(DATA),--data "$(DATA)")
+
+bench: $(READY) ## count and time linear cost, and what tiling costs in fidelity, on this machine (minutes)
+	@$(RUN) -m storm_ref.workbench.bench
+
+bench-scale: $(READY) ## histories of 20 billion tokens and the largest frames; stop and start it at will (an hour)
+	@$(RUN) -m storm_ref.workbench.bench scale
 
 test: lint ## lint, then run all tests
 	@$(RUN) -m pytest

@@ -283,7 +283,7 @@ def divided_block(width: int, frames: int, n: int, ratio: int = 4, batch: int = 
     return time + multi_head(batch * frames, n, n, width) + mlp(rows, width, ratio)
 
 
-def exponent(costs: Sequence[int], sizes: Sequence[int]) -> float:
+def exponent(costs: Sequence[int] | Sequence[float], sizes: Sequence[int]) -> float:
     """Slope of ln cost against ln size by least squares: 1 is linear, 2 quadratic."""
     x, y = ([math.log(v) for v in values] for values in (sizes, costs))
     middle = sum(x) / len(x)

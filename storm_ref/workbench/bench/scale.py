@@ -64,6 +64,11 @@ class DomainJob:
         self.tiling  # noqa: B018  (raises for tiles that do not fit)
 
     @property
+    def chunk(self) -> int:
+        """Points of a chunk of the stores, along each axis: a tile meets few of them, and they are few."""
+        return 2 * self.core
+
+    @property
     def tiling(self) -> Tiling:
         """The tiles."""
         return Tiling.of(self.grid, (self.core,) * 2, (self.halo,) * 2, (self.blend,) * 2, periodic=True)
@@ -88,14 +93,13 @@ def work(job: DomainJob, folder: Path) -> dict[str, Any]:
     latitude = torch.linspace(-90, 90, job.grid[0] + 1)[:-1] + 90 / job.grid[0]
     longitude = torch.arange(job.grid[1]) * (360 / job.grid[1])
     arrays = _arrays(job, network.config, folder)
-    _fill(arrays["state"], "state", clock)
-    _fill(arrays["static"], "static", clock)
+    _fill(arrays["state"], "state", 2 * job.chunk, clock)
+    _fill(arrays["static"], "static", 2 * job.chunk, clock)
     static = arrays["static"]
 
     def past(first: int, last: int, top: int, bottom: int) -> Tensor:
         return torch.from_numpy(np.asarray(arrays["state"][:, top:bottom], np.float32)).roll(1, -1)[None]
 
-    rows = max(1, 65_536 // job.grid[1])
     if not clock.done("compress"):
         out_of_core.compress(
             network, past, static, torch.ones(1, dtype=torch.float64), latitude, longitude, arrays["memory"],
@@ -131,7 +135,7 @@ def _record(job: DomainJob, network: Storm, out: Any, clock: "_Clock") -> dict[s
 
 
 def _arrays(job: DomainJob, c: StormConfig, folder: Path) -> dict[str, zarr.Array[Any]]:
-    """Stores in chunks of cores, made when they are not there; a state is drawn in bands of rows."""
+    """Stores, made when they are not there."""
     kinds = {
         "state": ((c.channels, *job.grid), "float64"),
         "static": ((c.static_channels, *job.grid), "float32"),
@@ -141,13 +145,13 @@ def _arrays(job: DomainJob, c: StormConfig, folder: Path) -> dict[str, zarr.Arra
     found = {}
     for name, (shape, dtype) in kinds.items():
         path = folder / f"{name}.zarr"
-        grid = [8 * job.core if size in job.grid else size for size in shape]
+        chunks = [job.chunk if size in job.grid else size for size in shape]
         made = path.exists()
-        found[name] = out_of_core.open_array(path) if made else out_of_core.create(path, shape, grid, dtype)
+        found[name] = out_of_core.open_array(path) if made else out_of_core.create(path, shape, chunks, dtype)
     return found
 
 
-def _fill(array: zarr.Array[Any], name: str, clock: "_Clock", band: int = 160) -> None:
+def _fill(array: zarr.Array[Any], name: str, band: int, clock: "_Clock") -> None:
     """Standard normal numbers, keyed by array and band of rows."""
     if clock.done(name):
         return

@@ -38,9 +38,12 @@ __all__ = [
     "best_of",
     "counted",
     "growth",
+    "methods",
     "ratio_to_dense",
     "sampler_overhead",
     "scene",
+    "slope",
+    "small",
 ]
 
 Progress = Callable[[str, int, int, str], None]
@@ -183,6 +186,11 @@ def growth(
         if method.name == "tiled" and last is not None:
             seconds_limit, bytes_limit = last["seconds"], last["peak_live_bytes"]
     return records
+
+
+def slope(records: Sequence[dict[str, Any]]) -> float:
+    """The exponent of seconds in tokens."""
+    return cost.exponent([r["seconds"] for r in records], [r["tokens"] for r in records])
 
 
 # Tiles against one dense attention

@@ -1,0 +1,189 @@
+"""`python -m storm_ref.workbench.bench`: measure this machine. `... scale`: the long runs, which resume.
+
+Leaves in --out: cost.json, fidelity.json, pictures, and index.html that shows them beside the paper's figures.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Table
+
+from storm_ref.config import storm_10m
+from storm_ref.workbench import fidelity
+from storm_ref.workbench.bench import history, machine, report, scale, timing
+from storm_ref.workbench.bench.history import Job
+from storm_ref.workbench.bench.timing import Progress
+from storm_ref.workbench.files import replacing
+
+__all__ = ["main"]
+
+TINY = Path(__file__).parents[3] / "tiny_data" / "storm_tiny.safetensors"
+Values = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts that are asked for; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    console = Console(markup=False, highlight=False)
+    try:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        with _bars(console) as progress:
+            _scale(arguments, progress) if arguments.command == "scale" else _bench(arguments, progress)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    values = _read(arguments.out / "cost.json")
+    report.write(arguments.out, values, _read(arguments.out / "fidelity.json"), report.scale_records(arguments.out))
+    console.print(_table(values))
+    console.print(f"pictures and the paper's figures beside these: {arguments.out / 'index.html'}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m storm_ref.workbench.bench", description=(__doc__ or "").strip())
+    parser.add_argument("command", nargs="?", choices=("all", "scale"), default="all", help="which runs (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="DIR", help="where results go")
+    parser.add_argument(
+        "--only", metavar="NAMES", default=None, help=f"of {', '.join(PARTS)}; of scale: {', '.join(scale.JOBS)}"
+    )
+    parser.add_argument(
+        "--model", type=Path, default=TINY, metavar="FILE", help="trained weights whose fidelity is measured"
+    )
+    parser.add_argument("--threads", type=int, default=machine.cores(), metavar="N", help="of the processor")
+    return parser
+
+
+def _names(given: str | None, known: Sequence[str]) -> list[str]:
+    names = list(known) if given is None else given.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"--only: there is no {', '.join(unknown)}; choose from {', '.join(known)}")
+    return names
+
+
+def _bench(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Each part is added to cost.json when it is done; parts not asked for stay as they were."""
+    for name in _names(arguments.only, list(PARTS)):
+        found = PARTS[name](arguments, progress)
+        values = _read(arguments.out / "cost.json") | found | {"machine": machine.describe(arguments.threads)}
+        _write(arguments.out / "cost.json", values)
+
+
+def _scale(arguments: argparse.Namespace, progress: Progress) -> None:
+    for name in _names(arguments.only, list(scale.JOBS)):
+        scale.run(name, replace(scale.JOBS[name], threads=arguments.threads), arguments.out / "scale", progress)
+
+
+def _growth(arguments: argparse.Namespace, progress: Progress) -> Values:
+    records = timing.growth(progress=progress)
+    by = {m: [r for r in records if r["method"] == m] for m in ("tiled", "full", "timesformer")}
+    sizes = [r["tokens"] for r in by["tiled"]]
+    counted = timing.counted(replace(storm_10m(3, 3, (1, 1)), depth=1), sizes)
+    return {
+        **{f"exponent_{m}": timing.slope(rows) for m, rows in by.items()},
+        **{f"counted_exponent_{m}": value for m, value in counted.items()},
+        "growth": records,
+    }
+
+
+def _dense(arguments: argparse.Namespace, progress: Progress) -> Values:
+    found = timing.ratio_to_dense(progress=progress)
+    return {"ratio_to_dense": found["ratio"], "dense": found}
+
+
+def _sampler(arguments: argparse.Namespace, progress: Progress) -> Values:
+    runs = []
+    for i, (c, steps) in enumerate(((storm_10m(3, 3, (1, 1)), 3), (timing.small(), 20))):
+        runs.append(timing.sampler_overhead(c, steps))
+        progress("the sampler's own time", i + 1, 2, "")
+    return {"sampler_overhead": max(run["overhead"] for run in runs), "sampler": runs}
+
+
+def _history(arguments: argparse.Namespace, progress: Progress) -> Values:
+    jobs = [Job(k) for k in (1, 12, 96, 750, 6000)] + [Job(k, "equations") for k in (1, 12, 96, 750)]
+    jobs.append(Job(177_500, grid=(56, 64)))
+    records = history.sweep([replace(job, threads=arguments.threads) for job in jobs], progress)
+    at = {(r["frames"], r["form"]): r for r in records}
+    most, few = at[6000, "folded"], at[96, "folded"]
+    return {
+        "tokens": most["tokens"],
+        "tokens_per_s": most["tokens_per_s"],
+        "tokens_per_s_compress": most["tokens_per_s_compress"],
+        "tokens_per_s_compress_equations": at[750, "equations"]["tokens_per_s_compress"],
+        "peak_rss_gb": most["peak_bytes"] / 1e9,
+        "rss_growth_k96_to_k6000": most["peak_bytes"] / few["peak_bytes"] - 1,
+        "rss_growth_k96_to_k750_equations": at[750, "equations"]["peak_bytes"] / at[96, "equations"]["peak_bytes"] - 1,
+        "history": records,
+    }
+
+
+def _fidelity(arguments: argparse.Namespace, progress: Progress) -> Values:
+    found = fidelity.run(arguments.model, progress=lambda label, done, total: progress(label, done, total, ""))
+    _write(arguments.out / "fidelity.json", found)
+    return {"fidelity": report.fidelity_headline(found)}
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace, Progress], Values]] = {
+    "growth": _growth,
+    "dense": _dense,
+    "sampler": _sampler,
+    "history": _history,
+    "fidelity": _fidelity,
+}
+
+
+def _table(values: Values) -> Table:
+    """The figures that the project set itself, and what they are here."""
+    table = Table("figure", "here", "aim", title="linear cost, on this machine")
+    for aim in report.AIMS:
+        if aim.key in values:
+            table.add_row(
+                aim.text, aim.show(values[aim.key]), f"{aim.words} {'ok' if aim.met(values[aim.key]) else 'NO'}"
+            )
+    return table
+
+
+def _read(path: Path) -> Values:
+    if not path.exists():
+        return {}
+    found: Values = json.loads(path.read_text())
+    return found
+
+
+def _write(path: Path, values: Values) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(values, indent=1))
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Progress]:
+    """A bar for each kind of work on a terminal; elsewhere a line when one is done."""
+    text, note = bars.TextColumn("{task.description}"), bars.TextColumn("{task.fields[note]}")
+    columns = (text, bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeRemainingColumn(True, True), note)
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        known: dict[str, bars.TaskID] = {}
+
+        def advance(label: str, done: int, total: int, note: str) -> None:
+            if label not in known:
+                known[label] = shown.add_task(label, total=total, note=note)
+            shown.update(known[label], completed=done, note=note)
+            if done == total and not console.is_terminal:
+                console.print(f"{label}: done {note}".rstrip())
+
+        yield advance
+
+
+if __name__ == "__main__":
+    sys.exit(main())
