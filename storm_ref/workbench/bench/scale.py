@@ -103,7 +103,7 @@ def work(job: DomainJob, folder: Path) -> dict[str, Any]:
     if not clock.done("compress"):
         out_of_core.compress(
             network, past, static, torch.ones(1, dtype=torch.float64), latitude, longitude, arrays["memory"],
-            folder / "compress", rows, progress=clock.progress("compress"),
+            folder / "compress", job.chunk, progress=clock.progress("compress"),
         )  # fmt: skip
         clock.finish("compress")
     domain = out_of_core.Domain(arrays["state"], static, arrays["memory"], latitude, longitude, True)
