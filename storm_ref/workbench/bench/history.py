@@ -246,9 +246,11 @@ def work(job: Job, path: Path | None = None) -> dict[str, Any]:
     compress, peak = _stream(job, memory, history, Checkpoint(path, job))
     with torch.no_grad():
         tokens = memory.finish()
+    peak = max(peak, peak_bytes())
     denoise = denoise_once(network, tokens, history, job.tiling)
     return asdict(job) | {
         "tokens": job.tokens, "seconds_compress": compress, "seconds_denoise": denoise,
+        "peak_bytes_compress": peak,
         "peak_bytes": max(peak, peak_bytes()),
         "tokens_per_s": job.tokens / (compress + denoise), "tokens_per_s_compress": job.tokens / compress,
     }  # fmt: skip

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from storm_ref.workbench.figures import COLOURS, MARKERS, TRUTH
 
-__all__ = ["cone", "fields", "growth", "halo", "history", "reach", "sampled", "seams"]
+__all__ = ["cone", "fields", "growth", "halo", "history", "reach", "sampled", "seams", "sizes"]
 
 Record = Mapping[str, Any]
 _NAMES = {"tiled": "tiled", "full": "full attention", "timesformer": "TimeSformer (8 frames)"}
@@ -68,6 +68,12 @@ def _by_sigma(axis: Axes, records: Sequence[Record], x: str, y: str, **line: Any
         axis.plot([r[x] for r in rows], [r[y] for r in rows], color=colour, marker=marker, label=f"{sigma:g}", **line)
 
 
+def sizes(about: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """What `fidelity.run` says of the grid of one part: generic weights have several grids."""
+    said: Mapping[str, Any] = about["about"]
+    return said if "core" in said else next(v for k, v in said.items() if part in k)
+
+
 def _widest(records: Sequence[Record]) -> list[Record]:
     """Of each halo and sigma the record with the widest blend."""
     best: dict[tuple[float, float], Record] = {}
@@ -82,7 +88,7 @@ def halo(found: Mapping[str, Any]) -> Figure:
     """Error of one tiled evaluation against the halo, generic and trained weights, and against cost."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
     for row, (name, about) in zip(axes, found.items(), strict=True):
-        core = max(about["about"]["core"])
+        core = max(sizes(about, "halo")["core"])
         records = [{**r, "cores": r["halo"] / core} for r in _widest(about["halo"])]
         _by_sigma(row[0], records, "cores", "relative")
         _by_sigma(row[1], records, "cost_over_untiled", "relative")
@@ -143,7 +149,7 @@ def fields(about: Mapping[str, Any], title: str) -> Figure:
         image = axis.imshow(np.asarray(shown[name]), vmin=-limit, vmax=limit, cmap="PuOr", interpolation="nearest")
         axis.set(title="tiled less untiled" if name == "difference" else name, xlabel="column (points)")
         figure.colorbar(image, ax=axis, label="standard deviations", shrink=0.8)
-    core = about["about"]["core"]
+    core = sizes(about, "pictures")["core"]
     for n, line in ((untiled.shape[0], axes[2].axhline), (untiled.shape[1], axes[2].axvline)):
         step = core[0] if line == axes[2].axhline else core[1]
         for at in range(step, n, step):

@@ -208,19 +208,22 @@ def ratio_to_dense(
     cut = tiles(Tiling(axis, axis))
     n = CORE + 2 * HALO
     g = torch.Generator().manual_seed(0)
-    domain = torch.randn(3, heads, axis.length, axis.length, width // heads, generator=g)
-    dense = torch.randn(3, 1, heads, side * n * n, width // heads, generator=g)
+    domain = torch.randn(3, axis.length, axis.length, width, generator=g)
+    dense = torch.randn(3, 1, side * n * n, width, generator=g)
+
+    def attend(qkv: Tensor) -> Tensor:
+        q, k, v = rearrange(qkv, "three t n (a d) -> three t a n d", a=heads)
+        return rearrange(attention(q, k, v), "t a n d -> t n (a d)")
 
     def by_tiles() -> Tensor:
-        crops = torch.stack([domain[:, :, t.rows[:, None], t.cols].flatten(2, 3) for t in cut], 1)
-        result = rearrange(attention(crops[0], crops[1], crops[2]), "t a (i j) d -> t a i j d", i=n)
+        crops = torch.stack([domain[:, t.rows[:, None], t.cols].flatten(1, 2) for t in cut], 1)
         out = torch.zeros_like(domain[0])
-        for t, value in zip(cut, result, strict=True):
-            out[:, t.rows[:, None], t.cols] += t.weight[..., None].to(value) * value
+        for t, value in zip(cut, rearrange(attend(crops), "t (i j) w -> t i j w", i=n), strict=True):
+            out[t.rows[:, None], t.cols] += t.weight[..., None].to(value) * value
         return out
 
     def at_once() -> Tensor:
-        return attention(dense[0], dense[1], dense[2])
+        return attend(dense)
 
     by_tiles(), at_once()
     pairs = []
