@@ -9,9 +9,11 @@ import pytest
 import synthetic
 import torch
 
+from storm_ref.denoiser import Condition, randomise
 from storm_ref.edm import precondition_coefficients
+from storm_ref.tiling import Tiling
 from storm_ref.workbench import training
-from storm_ref.workbench.covariance import precondition, white
+from storm_ref.workbench.covariance import bind_covariance, output_scale, precondition, white
 from storm_ref.workbench.data import calendar
 from storm_ref.workbench.model import Model, write_tensors
 from storm_ref.workbench.training import Samples, TrainSettings, learning_rate, prepare, train, weighted_loss
@@ -113,6 +115,47 @@ def test_weighted_loss_leaves_invalid_points_out(generator: torch.Generator) -> 
     wild = replace(batch, x=torch.where(batch.valid, batch.x, 1e6))
     with torch.no_grad():
         assert torch.equal(*(weighted_loss(model, samples, b, sigma, noise) for b in (batch, wild)))
+
+
+def test_weighted_loss_by_tiles_is_that_of_the_tiled_denoiser(generator: torch.Generator) -> None:
+    """[TILE-6] in training: one tile changes nothing, several change the loss as T[D] does, and gradients flow."""
+    model, samples = made()
+    randomise(model.network, generator)
+    index, sigma = torch.tensor([3, 5]), torch.tensor([0.7, 2.0]).double()
+    noise = torch.randn(2, 2, 12, 16, generator=generator)
+    batch = training._mixed(samples, index, 1, generator)
+    plain = weighted_loss(model, samples, batch, sigma, noise)
+    whole = Tiling.whole((12, 16), True, (3, 4))
+    assert weighted_loss(model, samples, batch, sigma, noise, whole).item() == pytest.approx(plain.item(), rel=1e-5)
+    cut = replace(SMALL, tile=(3, 4), halo=(3, 4)).tiling(model)
+    assert cut is not None
+    found = weighted_loss(model, samples, batch, sigma, noise, cut)
+    frames, at = samples.past[index], samples.target[index]
+    memory = model.network.compress(batch.past, samples.forcing[frames], samples.age[index], model.position)
+    condition = Condition(samples.forcing[at], memory, model.position, model.periodic)
+    noisy = batch.x + sigma.float()[:, None, None, None] * noise
+    error = bind_covariance(model.network, condition, cut, model.covariance)(noisy, sigma) - batch.x
+    weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2
+    assert found.item() == pytest.approx((weight * error**2)[batch.valid].mean().item(), rel=1e-5)
+    assert found.item() != pytest.approx(plain.item(), rel=1e-3)
+    found.backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in model.network.parameters() if p.grad is not None)
+    assert model.network.embed_history.weight.grad is not None
+
+
+def test_train_by_tiles_keeps_its_settings_and_judges_by_them() -> None:
+    tiles = replace(SMALL, tile=(6, 8), halo=(3, 4), blend=(3, 4), steps=2)
+    model, samples = made(tiles)
+    found = train(model, samples, tiles)
+    assert found.training["settings"]["tile"] == [6, 8]
+    assert found.training["held_back"][-1] != train(model, samples, replace(SMALL, steps=2)).training["held_back"][-1]
+
+
+def test_train_settings_invalid_tiles() -> None:
+    with pytest.raises(ValueError, match="give the tile"):
+        replace(SMALL, halo=(3, 4))
+    with pytest.raises(ValueError, match="not a multiple of the patch"):
+        made(replace(SMALL, tile=(6, 6)))
 
 
 def test_mixed_is_a_rotation_of_transitions_of_one_hour(generator: torch.Generator) -> None:

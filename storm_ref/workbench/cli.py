@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--members", type=int, default=16, metavar="N", help="size of the ensemble")
     parser.add_argument("--steps", type=int, default=16, metavar="N", help="of the sampler")
     _add_seed(parser)
-    parser.add_argument("--tile", type=_pair, metavar="HxW", help="core of a tile, grid points (default: by the grid)")
+    _add_tiles(parser, "by the grid")
+
+
+def _add_tiles(parser: argparse.ArgumentParser, plain: str) -> None:
+    parser.add_argument("--tile", type=_pair, metavar="HxW", help=f"core of a tile, grid points (default: {plain})")
     parser.add_argument("--halo", type=_pair, metavar="HxW", help="seen beyond the core on each side (default: 0)")
     parser.add_argument("--blend", type=_pair, metavar="HxW", help="half-width of the blending (default: 0)")
 
@@ -130,6 +135,7 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
     _add_training(parser)
+    _add_tiles(parser, "one tile")
     parser.add_argument("--split", type=_time, metavar="DATE", help=f"train before it (bundled world: {WORLD_SPLIT})")
     _add_seed(parser)
     parser.add_argument("--out", type=Path, default=Path("build/model.safetensors"), metavar="FILE", help="the model")
@@ -324,7 +330,8 @@ def _training(arguments: argparse.Namespace) -> TrainSettings:
 
 
 def _train(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
-    settings, checkpoint = _training(arguments), arguments.checkpoint
+    tiles = {"tile": arguments.tile, "halo": arguments.halo or (0, 0), "blend": arguments.blend or (0, 0)}
+    settings, checkpoint = replace(_training(arguments), **tiles), arguments.checkpoint
     for path in (arguments.out, checkpoint or arguments.out):
         _check_out(path)
     fields = _training_fields(arguments, settings)

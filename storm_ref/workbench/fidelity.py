@@ -711,7 +711,7 @@ def _run_generic(sizes: Sizes, generator: torch.Generator, progress: Progress | 
         "about": {"halo": _about(large), "seams, cone, coarse": _about(middle), "sampled, pictures": _about(small)},
         "halo": error_by_halo(large, sizes.halos, sizes.sigmas, generator, progress),
         "sampled": sampled_error(small, cuts, sizes.steps, 2, generator, sizes.apart, progress=progress),
-        "seams": seams(middle, [(half, 0), (half, half)], sizes.sigmas[1::2], generator, 4, None, progress),
+        "seams": seams(middle, [(half, 0), (half, half)], sizes.sigmas[1::2], generator, 4, half_way, progress),
         "cone": _cones(middle, (half, half), sizes.evaluations, generator, progress),
         "coarse": coarse(middle, (0, half), sizes.sigmas, _means(middle, sizes), generator, half_way, 2, progress),
         "pictures": pictures(small, cuts[1], min(sizes.apart), generator),

@@ -30,9 +30,10 @@ from torch import Tensor
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import draw_sigma
+from storm_ref.tiling import Tiling
 from storm_ref.workbench import climate as climates
 from storm_ref.workbench import covariance as covariances
-from storm_ref.workbench.covariance import Covariance, output_scale, precondition
+from storm_ref.workbench.covariance import Covariance, bind_covariance, output_scale, precondition
 from storm_ref.workbench.data import Fields, history
 from storm_ref.workbench.model import Model, default_patch, read_tensors, write_tensors
 
@@ -43,6 +44,7 @@ Progress = Callable[[str, int, int, str], None]
 _KIND = "storm-ref training state 1"
 _YEAR = np.timedelta64(330, "D")
 _CHECKS = 10
+_TOGETHER = 64  # tiles evaluated at a time
 _LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)  # where the held-back loss is measured
 
 
@@ -69,6 +71,9 @@ class TrainSettings:
     mix: int = 3  # J
     held_back: float = 0.125
     season: bool | None = None  # tell the network the season; None: when the record covers a year
+    tile: tuple[int, int] | None = None  # core of a tile, points: train it as it will be run; None: untiled
+    halo: tuple[int, int] = (0, 0)
+    blend: tuple[int, int] = (0, 0)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +84,15 @@ class TrainSettings:
             raise ValueError("steps, rank, seed and weight_decay must not be negative")
         if not (0 < self.held_back <= 0.5 and 0 <= self.ema < 1 and self.rate > 0 and self.clip > 0):
             raise ValueError("need 0 < held_back <= 0.5, 0 <= ema < 1, and a positive rate and clip")
+        if self.tile is None and any((*self.halo, *self.blend)):
+            raise ValueError("halo and blend belong to tiles of a given size: give the tile, too")
+
+    def tiling(self, model: Model) -> Tiling | None:
+        """How the network is evaluated in training. Raises ValueError for tiles that do not fit the model's grid."""
+        if self.tile is None:
+            return None
+        grid = (len(model.latitude), len(model.longitude))
+        return Tiling.of(grid, self.tile, self.halo, self.blend, model.periodic, model.config.patch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +133,7 @@ def prepare(
     covariance = covariances.fit(departure, fields.periodic, rank, generator, settings.shrinkage)
     season = bool(when[-1] - when[0] > _YEAR) if settings.season is None else settings.season
     model = _untrained(fields, climate, covariance, season, step, settings)
+    settings.tiling(model)  # refused now rather than at the first step
     samples = Samples(
         departure.float(), valid[target], model.anomalies(values, time), model.forcing(time),
         torch.from_numpy(target), torch.from_numpy(past), torch.from_numpy(age),
@@ -188,14 +203,25 @@ def _mixed(samples: Samples, index: Tensor, count: int, generator: torch.Generat
 
 
 def weighted_loss(
-    model: Model, samples: Samples, batch: _Batch, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
+    model: Model,
+    samples: Samples,
+    batch: _Batch,
+    sigma: Float[Tensor, " b"],
+    noise: Float[Tensor, "b c h w"],
+    tiling: Tiling | None = None,
 ) -> Float[Tensor, ""]:
-    """The loss of the module's equations: one for a network that is still zero, if the data are N(0, Sigma)."""
+    """The loss of the module's equations: one for a network that is still zero, if the data are N(0, Sigma).
+
+    tiling: D is T[D] of [TILE-6], and gradients go through its blend (None: untiled).
+    """
     frames, at = samples.past[batch.index], samples.target[batch.index]
     memory = model.network.compress(batch.past, samples.forcing[frames], samples.age[batch.index], model.position)
     condition = Condition(samples.forcing[at], memory, model.position, model.periodic)
     noisy = batch.x + sigma.float()[:, None, None, None] * noise
-    mean = precondition(lambda z, s: model.network(z, s, condition), noisy, sigma, model.covariance)
+    if tiling is None:
+        mean = precondition(lambda z, s: model.network(z, s, condition), noisy, sigma, model.covariance)
+    else:
+        mean = bind_covariance(model.network, condition, tiling, model.covariance, _TOGETHER)(noisy, sigma)
     weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2
     return (weight * (mean - batch.x) ** 2)[batch.valid].mean()
 
@@ -304,7 +330,7 @@ def _advance(run: _Run, model: Model, samples: Samples, settings: TrainSettings)
     batch = _mixed(_first(samples, count), index, settings.mix, run.generator)
     sigma = draw_sigma(settings.batch, run.generator, settings.noise_mean, settings.noise_std)
     noise = torch.randn(batch.x.shape, generator=run.generator)
-    loss = weighted_loss(model, samples, batch, sigma, noise)
+    loss = weighted_loss(model, samples, batch, sigma, noise, settings.tiling(model))
     run.optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), settings.clip)
@@ -329,12 +355,12 @@ def _judge(run: _Run, model: Model, samples: Samples, settings: TrainSettings) -
     every = max((len(samples.target) - _split(samples, settings)) // 48, 1)
     index = torch.arange(_split(samples, settings), len(samples.target), every)
     generator = torch.Generator().manual_seed(settings.seed)
-    averaged, total = replace(model, network=run.average), 0.0
+    averaged, total, tiling = replace(model, network=run.average), 0.0, settings.tiling(model)
     for level in _LEVELS:
         batch = _mixed(samples, index, 1, generator)
         noise = torch.randn(batch.x.shape, generator=generator)
         sigma = torch.full((len(index),), level, dtype=torch.float64)
-        total += float(weighted_loss(averaged, samples, batch, sigma, noise)) / len(_LEVELS)
+        total += float(weighted_loss(averaged, samples, batch, sigma, noise, tiling)) / len(_LEVELS)
     run.held.append((run.step, total))
     if total <= min(loss for _, loss in run.held):
         run.best.load_state_dict(run.average.state_dict())

@@ -89,13 +89,13 @@ def halo(found: Mapping[str, Any]) -> Figure:
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
     for row, (name, about) in zip(axes, found.items(), strict=True):
         core = max(sizes(about, "halo")["core"])
-        records = [{**r, "cores": r["halo"] / core} for r in _widest(about["halo"])]
+        # A halo that covers the domain leaves rounding alone, which a logarithmic axis should not run down to.
+        records = [{**r, "cores": r["halo"] / core} for r in _widest(about["halo"]) if r["relative"] > 1e-5]
         _by_sigma(row[0], records, "cores", "relative")
         _by_sigma(row[1], records, "cost_over_untiled", "relative")
         row[1].axvline(1, color=TRUTH, lw=0.8, ls="--")
         for axis in row:
-            axis.set_yscale("symlog", linthresh=1e-4)
-            axis.set_ylim(bottom=0)
+            axis.set_yscale("log")
         _style(row[0], xlabel="halo (cores)", ylabel="error / what the network says", title=f"{name} weights")
         _style(row[1], xlabel="multiply-adds / those of the untiled network", ylabel="", title=f"{name} weights")
         row[1].set_xscale("log")
@@ -163,7 +163,7 @@ def cone(about: Mapping[str, Any], title: str) -> Figure:
     """What one point hears from each tile, more evaluations before the end from panel to panel."""
     maps = about["cone"]["maps"]
     count = len(maps["tiled"])
-    figure, axes = plt.subplots(2, count, figsize=(2.3 * count + 1, 4.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(2, count, figsize=(2.3 * count + 1, 3.4), layout="constrained", squeeze=False)
     for row, name in zip(axes, ("tiled", "untiled"), strict=True):
         for k, (axis, values) in enumerate(zip(row, maps[name], strict=True)):
             shown = np.log10(np.maximum(np.asarray(values), 1e-300))
