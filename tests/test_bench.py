@@ -202,7 +202,7 @@ def test_denoise_of_one_frame_is_by_tiles() -> None:
 DOMAIN = scale.DomainJob((24, 40), "tiny", 8, 2, 1, together=4, threads=1)
 
 
-def test_work_is_the_denoiser_in_memory(tmp_path: Path) -> None:
+def test_work_is_the_denoiser_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stores that a domain's run leaves hold T[D] of the stores it read, bit for bit."""
     record = scale.work(DOMAIN, tmp_path)
     assert (record["points"], record["tokens"]) == (960, 1920)
@@ -219,6 +219,10 @@ def test_work_is_the_denoiser_in_memory(tmp_path: Path) -> None:
         expected = denoise(state[None], torch.ones(1, dtype=torch.float64))
     assert torch.equal(out[None], expected)
     assert float(state.std()) == pytest.approx(1, abs=0.1)
+    assert not torch.equal(state.float(), static)
+    monkeypatch.setattr(out_of_core, "denoise", None)  # what is done is not done again
+    again = scale.work(DOMAIN, tmp_path)
+    assert again["seconds_denoise"] == record["seconds_denoise"]
 
 
 def test_run_keeps_the_record_and_removes_the_stores(tmp_path: Path) -> None:

@@ -143,12 +143,20 @@ def test_weighted_loss_by_tiles_is_that_of_the_tiled_denoiser(generator: torch.G
     assert model.network.embed_history.weight.grad is not None
 
 
-def test_train_by_tiles_keeps_its_settings_and_judges_by_them() -> None:
+def test_train_by_tiles_learns_and_judges_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loss of a run, those on the held-back part too, is of the tiles; they are in the record."""
     tiles = replace(SMALL, tile=(6, 8), halo=(3, 4), blend=(3, 4), steps=2)
     model, samples = made(tiles)
+    seen: list[Tiling | None] = []
+
+    def spy(*arguments: object) -> torch.Tensor:
+        seen.append(arguments[5])  # type: ignore[arg-type]
+        return weighted_loss(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "weighted_loss", spy)
     found = train(model, samples, tiles)
     assert found.training["settings"]["tile"] == [6, 8]
-    assert found.training["held_back"][-1] != train(model, samples, replace(SMALL, steps=2)).training["held_back"][-1]
+    assert len(seen) > 2 and all(tiling == tiles.tiling(model) for tiling in seen)
 
 
 def test_train_settings_invalid_tiles() -> None:

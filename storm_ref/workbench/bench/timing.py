@@ -234,9 +234,9 @@ def ratio_to_dense(
     ratios = sorted(a / b for a, b in pairs)
     return {
         "ratio": median(ratios), "lowest": ratios[0], "highest": ratios[-1],
-        "tiles": len(cut), "tokens_of_a_tile": n * n, "tokens_dense": side * n * n,
+        "tiles": len(cut), "tokens_of_a_tile": n * n, "tokens_dense": dense.shape[2],
         "multiply_adds": cost.attention(len(cut), n * n, n * n, width).multiply_adds,
-        "multiply_adds_dense": cost.attention(1, side * n * n, side * n * n, width).multiply_adds,
+        "multiply_adds_dense": cost.attention(1, dense.shape[2], dense.shape[2], width).multiply_adds,
         "seconds_tiles": min(a for a, _ in pairs), "seconds_dense": min(b for _, b in pairs),
     }  # fmt: skip
 
