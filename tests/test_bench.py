@@ -246,6 +246,7 @@ def test_work_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         scale.work(DOMAIN, _folder(tmp_path / "cut"))
     again = scale.work(DOMAIN, tmp_path / "cut")
+    assert said == sorted(said) and said[-1] == scale._STEPS and said.count(scale._STEPS) == 1
     values = [np.asarray(out_of_core.open_array(tmp_path / f / "out.zarr")[...]) for f in ("whole", "cut")]
     assert np.array_equal(*values)
     assert again["points"] == whole["points"]

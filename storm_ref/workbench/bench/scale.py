@@ -103,13 +103,20 @@ def work(job: DomainJob, folder: Path) -> dict[str, Any]:
     if not clock.done("compress"):
         out_of_core.compress(
             network, past, static, torch.ones(1, dtype=torch.float64), latitude, longitude, arrays["memory"],
-            folder / "compress", job.chunk, progress=clock.progress("compress"),
+            folder / "compress", job.chunk, progress=clock.progress("compress", 0.0, 0.05),
         )  # fmt: skip
         clock.finish("compress")
     domain = out_of_core.Domain(arrays["state"], static, arrays["memory"], latitude, longitude, True)
     if not clock.done("denoise"):
         out_of_core.denoise(
-            network, domain, 1.0, job.tiling, arrays["out"], folder / "denoise", job.together, clock.progress("denoise")
+            network,
+            domain,
+            1.0,
+            job.tiling,
+            arrays["out"],
+            folder / "denoise",
+            job.together,
+            clock.progress("denoise", 0.05, 0.95),
         )
         clock.finish("denoise")
     return _record(job, network, arrays["out"], clock)
@@ -179,12 +186,12 @@ class _Clock:
         self.since = time.perf_counter()
         return name in self.finished
 
-    def progress(self, name: str) -> Callable[[int, int], None]:
-        """For a run that counts its steps: says how far it is."""
+    def progress(self, name: str, start: float, share: float) -> Callable[[int, int], None]:
+        """For a run that counts its steps: says how far the job is, of which it is a share."""
 
         def advance(done: int, total: int) -> None:
             self._note(name)
-            speak({"frames": _STEPS * done // total})
+            speak({"frames": int(_STEPS * (start + share * done / total))})
 
         return advance
 
