@@ -99,7 +99,7 @@ def paper_table(values: Values, scale: Mapping[str, Values]) -> list[Row]:
     if "growth" in values:
         last = [r for r in values["growth"] if r["method"] == "timesformer"][-1]
         here = f"{last['tokens']:,} tokens, {last['peak_live_bytes'] / 1e9:.2f} GB, {last['seconds']:.1f} s"
-        why = "ours is one block of width 256, stopped where it would take more time or memory than tiles of 262,144 tokens"
+        why = "ours is one block of width 256; a size more takes more time or memory than tiles of 262,144 tokens"
         rows.append(("Table II, TimeSformer", "3.1 M tokens, 55.0 GB, 0.080 s", here, why))
     if "history" in values:
         here = _history_row(at[177_500, "folded"])
