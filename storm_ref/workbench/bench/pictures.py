@@ -99,7 +99,6 @@ def halo(found: Mapping[str, Any]) -> Figure:
         _style(row[0], xlabel="halo (cores)", ylabel="error / what the network says", title=f"{name} weights")
         _style(row[1], xlabel="multiply-adds / those of the untiled network", ylabel="", title=f"{name} weights")
         row[1].set_xscale("log")
-        row[0].legend(title="noise level", ncols=2)
     figure.suptitle(
         "One evaluation: tiled against untiled, RMS, widest legal blend (dashed: where tiling costs as much)"
     )
@@ -141,7 +140,7 @@ def sampled(found: Mapping[str, Any]) -> Figure:
 def fields(about: Mapping[str, Any], title: str) -> Figure:
     """One sampled field untiled, tiled, and their difference, with the cores' boundaries."""
     shown = about["pictures"]
-    figure, axes = plt.subplots(1, 3, figsize=(14, 3.6), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(14, 3.1), layout="constrained", sharex=True, sharey=True)
     untiled = np.asarray(shown["untiled"])
     top = float(np.quantile(np.abs(untiled), 0.995))
     worst = float(np.abs(np.asarray(shown["difference"])).max()) or 1.0
