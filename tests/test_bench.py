@@ -231,6 +231,7 @@ def test_run_keeps_the_record_and_removes_the_stores(tmp_path: Path) -> None:
     assert scale.run("small", DOMAIN, tmp_path) == found  # from the record: times would differ
     with pytest.raises(ValueError, match="record of another run"):
         scale.run("small", replace(DOMAIN, blend=2), tmp_path)
+    assert scale.run("small", replace(DOMAIN, threads=2), tmp_path) == found
 
 
 def test_work_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from storm_ref.workbench import fidelity
 from storm_ref.workbench.bench import __main__ as command
-from storm_ref.workbench.bench import machine, report, scale
+from storm_ref.workbench.bench import history, machine, report, scale, timing
+from storm_ref.workbench.bench.history import Job
 from storm_ref.workbench.fidelity import Sizes
 
 SIZES = Sizes((0.5, 2.0), (12, 24), (12, 24), (12, 24), (0, 1), 8, (2, 4), (2,), 2, 2, 2, 3.0, (2, 2))
@@ -85,6 +86,33 @@ def test_fidelity_headline_is_of_the_most_steps(measured: dict[str, Any]) -> Non
     assert all(row["steps"] == 4 for rows in found.values() for row in rows) and len(found["generic"]) == 3
 
 
+def test_parts_make_every_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], measured: dict[str, Any]
+) -> None:
+    """cost.json as a whole run leaves it, the measurements replaced by quick or given ones."""
+    small = timing.small()
+    monkeypatch.setattr(command, "storm_10m", lambda *_: small)  # what is counted does not matter here
+    monkeypatch.setattr(timing, "growth", lambda progress: values["growth"])
+    monkeypatch.setattr(timing, "ratio_to_dense", lambda progress: {"ratio": 1.1})
+    monkeypatch.setattr(timing, "sampler_overhead", lambda c, steps: {"overhead": 0.001 * steps})
+    monkeypatch.setattr(fidelity, "run", lambda *_, **__: measured)
+    seen: list[Job] = []
+
+    def sweep(jobs: list[Job], progress: object) -> list[dict[str, Any]]:
+        seen.extend(jobs)
+        return [_history(job.frames, job.form, job.grid) for job in jobs]
+
+    monkeypatch.setattr(history, "sweep", sweep)
+    assert command.main(["--out", str(tmp_path), "--threads", "3"]) == 0
+    found = json.loads((tmp_path / "cost.json").read_text())
+    assert all(math.isfinite(found[aim.key]) for aim in report.AIMS)
+    assert found["exponent_tiled"] == pytest.approx(1) and found["tokens"] == 6000 * 32_768
+    assert (found["ratio_to_dense"], found["sampler_overhead"], found["peak_rss_gb"]) == (1.1, 0.02, 0.8)
+    assert found["rss_growth_k96_to_k6000"] == 0 and found["tokens_per_s"] == 1e6
+    assert {job.threads for job in seen} == {3} and {job.frames for job in seen} >= {1, 96, 6000, 177_500}
+    assert json.loads((tmp_path / "fidelity.json").read_text()).keys() == measured.keys()
+
+
 def test_main_adds_parts_and_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "PARTS", {"one": lambda *_: {"exponent_tiled": 1.0}, "two": lambda *_: {"b": 2}})
     assert command.main(["--out", str(tmp_path), "--only", "one"]) == 0
@@ -110,6 +138,23 @@ def test_main_scale_runs_its_jobs(
 def test_main_invalid(tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([*words, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_main_invalid_model_before_anything_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--out", str(tmp_path), "--model", str(tmp_path / "none.safetensors")]) == 2
+    assert "none.safetensors" in capsys.readouterr().err and not (tmp_path / "cost.json").exists()
+
+
+def test_main_stopped_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "PARTS", {"one": lambda *_: {"a": 1}, "two": stop})
+    assert command.main(["--out", str(tmp_path)]) == 130
+    assert "go on from here" in capsys.readouterr().err
+    assert json.loads((tmp_path / "cost.json").read_text())["a"] == 1
 
 
 def test_describe_names_the_machine() -> None:

@@ -23,6 +23,7 @@ from storm_ref.workbench.bench import history, machine, report, scale, timing
 from storm_ref.workbench.bench.history import Job
 from storm_ref.workbench.bench.timing import Progress
 from storm_ref.workbench.files import replacing
+from storm_ref.workbench.model import load
 
 __all__ = ["main"]
 
@@ -40,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(arguments.threads)
         arguments.out.mkdir(parents=True, exist_ok=True)
         with _bars(console) as progress:
-            _scale(arguments, progress) if arguments.command == "scale" else _bench(arguments, progress)
+            run = _scale if arguments.command == "scale" else _bench
+            run(arguments, progress)
+    except KeyboardInterrupt:
+        print("bench: stopped; parts that were done are kept, and long runs go on from here", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -75,7 +80,10 @@ def _names(given: str | None, known: Sequence[str]) -> list[str]:
 
 def _bench(arguments: argparse.Namespace, progress: Progress) -> None:
     """Each part is added to cost.json when it is done; parts not asked for stay as they were."""
-    for name in _names(arguments.only, list(PARTS)):
+    names = _names(arguments.only, list(PARTS))
+    if "fidelity" in names:
+        load(arguments.model)  # refused now rather than after the other parts
+    for name in names:
         found = PARTS[name](arguments, progress)
         values = _read(arguments.out / "cost.json") | found | {"machine": machine.describe(arguments.threads)}
         _write(arguments.out / "cost.json", values)

@@ -45,6 +45,7 @@ __all__ = [
     "listen",
     "peak_bytes",
     "run",
+    "settings",
     "speak",
     "streamer",
     "sweep",
@@ -196,11 +197,18 @@ def denoise_once(network: Storm, memory: Tensor, history: History, tiling: Tilin
     return time.perf_counter() - start
 
 
+def settings(job: Any) -> dict[str, Any]:
+    """What makes a job another one, as JSON has it: everything but the number of threads."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(job)))
+    del found["threads"]
+    return found
+
+
 class Checkpoint:
     """A streamed state on disk: how many frames it has taken, in how many seconds, with what peak. None: nowhere."""
 
     def __init__(self, path: Path | None, job: Job) -> None:
-        self.path, self.job = path, json.loads(json.dumps(asdict(job)))
+        self.path, self.job = path, settings(job)
         self.every, self.saved = 30.0, time.perf_counter()
 
     def load(self, memory: Streamer) -> tuple[int, float, int]:

@@ -212,7 +212,7 @@ def run(name: str, job: Job | DomainJob, folder: Path, progress: Progress | None
     kept = folder / f"{name}.json"
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
-        if all(found.get(k) == json.loads(json.dumps(v)) for k, v in asdict(job).items()):
+        if history.settings(job).items() <= found.items():
             return found
         raise ValueError(f"{kept} is the record of another run: delete it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)

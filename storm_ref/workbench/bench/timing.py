@@ -141,12 +141,14 @@ def methods(c: StormConfig) -> list[Method]:
 
 
 def counted(c: StormConfig, sizes: Sequence[int]) -> dict[str, float]:
-    """Exponents of multiply-adds over the same range of tokens for all methods, and of compressing K frames in K."""
+    """Exponents of multiply-adds: over the same range of tokens for all methods, on squares of closed latitude from 4,096
+    to 1,048,576 tokens, and of compressing K frames in K.
+    """
     found = {m.name: cost.exponent([m.multiply_adds(n) for n in sizes], sizes) for m in methods(c)}
     frames = [1000, 6000, 30_000, 177_500]
     found["frames"] = cost.exponent([cost.memory(c, 3584, k).multiply_adds for k in frames], frames)
-    square = [n for n in sizes if math.isqrt(n) ** 2 == n and not math.isqrt(n) % CORE]
-    closed = [Tiling.of((math.isqrt(n),) * 2, (CORE, CORE), (HALO, HALO), (BLEND, BLEND), True) for n in square]
+    square = [(64 << i) ** 2 for i in range(5)]
+    closed = [Tiling.of((math.isqrt(n),) * 2, (CORE,) * 2, (HALO,) * 2, (BLEND,) * 2, True) for n in square]
     adds = [cost.tiled_evaluation(c, t).multiply_adds for t in closed]
     return found | {"tiled_closed_square": cost.exponent(adds, square)}
 
