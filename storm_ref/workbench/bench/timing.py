@@ -141,8 +141,8 @@ def methods(c: StormConfig) -> list[Method]:
 
 
 def counted(c: StormConfig, sizes: Sequence[int]) -> dict[str, float]:
-    """Exponents of multiply-adds: over the same range of tokens for all methods, on squares of closed latitude from 4,096
-    to 1,048,576 tokens, and of compressing K frames in K.
+    """Exponents of multiply-adds: over the same range of tokens for all methods; on squares of closed latitude, from
+    4,096 to 1,048,576 tokens; and of compressing K frames in K.
     """
     found = {m.name: cost.exponent([m.multiply_adds(n) for n in sizes], sizes) for m in methods(c)}
     frames = [1000, 6000, 30_000, 177_500]
