@@ -2,6 +2,7 @@
 
 The oracle is `bind_tiled` on whole tensors, and `Storm.compress`."""
 
+import gc
 import json
 import os
 import signal
@@ -576,18 +577,22 @@ def test_denoise_peak_does_not_grow_with_the_domain(tmp_path: Path) -> None:
 
 
 def test_denoise_arrays_do_not_grow_with_the_domain(tmp_path: Path) -> None:
-    """Numpy's: with four times as many tiles they grow by less than one row of tiles of the state."""
+    """Numpy's: with four times as many tiles they grow by less than one row of tiles of the state.
+
+    Python's own objects are counted too, some 0.1 MB more of them; a row of tiles has 0.5 MB, and the state grows by 3.
+    """
     peaks = {}
-    config = replace(CONFIG, channels=16)
+    config = replace(CONFIG, channels=128)
     for count in (1, 4, 8):  # the first brings what Python keeps for ever
         (tmp_path / str(count)).mkdir()
         disk = on_disk(tmp_path / str(count), world(square(count), config))
         arguments = (disk.world.network, disk.domain, SIGMA, square(count), disk.out, disk.run, 1)
+        gc.collect()  # what other tests left to be collected is not to be collected meanwhile
         tracemalloc.start()
         denoise(*arguments)
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peaks[8] - peaks[4] < 8 * 16 * 8 * 64
+    assert peaks[8] - peaks[4] < 8 * 128 * 8 * 64
 
 
 class Watched:
