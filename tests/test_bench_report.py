@@ -22,7 +22,7 @@ def _history(frames: int, form: str, grid: tuple[int, int] = (128, 256)) -> dict
     return {
         "frames": frames, "form": form, "grid": list(grid), "tokens": frames * math.prod(grid), "seconds_compress": 2.0,
         "seconds_denoise": 1.0, "peak_bytes": 8 * 10**8, "peak_bytes_compress": 5 * 10**8,
-        "tokens_per_s": 1e6, "tokens_per_s_compress": 2e6 if form == "folded" else 1e5,
+        "threads": 2, "tokens_per_s": 1e6, "tokens_per_s_compress": 2e6 if form == "folded" else 1e5,
     }  # fmt: skip
 
 

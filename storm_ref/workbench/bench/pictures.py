@@ -212,7 +212,8 @@ def seams(found: Mapping[str, Any]) -> Figure:
             )  # fmt: skip
         axis.axhline(1, color=TRUTH, lw=0.8, ls="--")
         _style(axis, xlabel="place of the step in the core (points; 0: across the boundary)", title=f"{name} weights")
-        axis.legend()
+        if rows:
+            axis.legend()
     axes[0].set_ylabel("step between neighbours,\ntiled / untiled (RMS)")
     figure.suptitle("Seams in the gradient of sampled fields (1: none), mean over members with its standard error")
     return figure

@@ -69,7 +69,8 @@ def _history_row(record: Values) -> str:
     seconds = record["seconds_compress"] + record["seconds_denoise"]
     return (
         f"{record['tokens']:,} tokens, {record['peak_bytes'] / 1e9:.2f} GB, {seconds:,.1f} s "
-        f"({record['seconds_compress']:,.1f} s compressing, {record['seconds_denoise']:,.1f} s one tiled evaluation)"
+        f"({record['seconds_compress']:,.1f} s compressing, {record['seconds_denoise']:,.1f} s one tiled evaluation; "
+        f"threads: {record['threads']})"
     )
 
 
@@ -77,7 +78,8 @@ def _domain_row(record: Values) -> str:
     seconds = record["seconds_compress"] + record["seconds_denoise"]
     return (
         f"{record['grid'][0]:,} x {record['grid'][1]:,} points ({record['tokens']:,} tokens with one past frame), "
-        f"{record['peak_bytes'] / 1e9:.2f} GB, {seconds:,.0f} s, {record['weights'] / 1e6:.2f} M weights"
+        f"{record['peak_bytes'] / 1e9:.2f} GB, {seconds:,.0f} s, {record['weights'] / 1e6:.2f} M weights "
+        f"(threads: {record['threads']})"
     )
 
 
@@ -179,7 +181,8 @@ def _aims(values: Values) -> str:
         if aim.key in values:
             mark = "ok" if aim.met(values[aim.key]) else "no"
             here = f'<td class="n {mark}">{html.escape(aim.show(values[aim.key]))}</td>'
-            rows.append(f"<tr><td>{html.escape(aim.text)}</td>{here}<td>{html.escape(aim.words)}</td></tr>")
+            wanted = f'<td class="n">{html.escape(aim.words)}</td>'
+            rows.append(f"<tr><td>{html.escape(aim.text)}</td>{here}{wanted}</tr>")
     return f"<table>{_cells(('figure', 'here', 'aim'), 'th')}{''.join(rows)}</table>"
 
 
