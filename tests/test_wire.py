@@ -253,6 +253,8 @@ def test_no_orphan_when_the_suite_ends(tmp_path: Path, how: str) -> None:
     notes = tmp_path / "notes"
     call = "adapter.run('schedule', {}, {'trick': 'grandchild'}, ())"
     script = (
+        # A shell starts what runs in its background with interrupts ignored, and that is inherited.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from conformance.wire import WireAdapter\n"
         f"adapter = WireAdapter({words('', notes)!r}, {LONG if how == 'interrupt' else 1.0})\n"
         f"adapter.start = {LONG}\n"
