@@ -90,8 +90,6 @@ def test_parts_make_every_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], measured: dict[str, Any]
 ) -> None:
     """cost.json as a whole run leaves it, the measurements replaced by quick or given ones."""
-    small = timing.small()
-    monkeypatch.setattr(command, "storm_10m", lambda *_: small)  # what is counted does not matter here
     monkeypatch.setattr(timing, "growth", lambda progress: values["growth"])
     monkeypatch.setattr(timing, "ratio_to_dense", lambda progress: {"ratio": 1.1})
     monkeypatch.setattr(timing, "sampler_overhead", lambda c, steps: {"overhead": 0.001 * steps})

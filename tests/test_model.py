@@ -11,9 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from storm_ref.denoiser import randomise
+from storm_ref.tiling import Tiling
 from storm_ref.workbench.model import Model, default_patch, default_tiling, load, read_tensors, save, write_tensors
 from storm_ref.workbench.training import TrainSettings, prepare
 
+WEIGHTS = Path(__file__).parents[1] / "tiny_data" / "storm_tiny.safetensors"
 SMALL = TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, rank=10)
 
 
@@ -54,6 +56,21 @@ def test_default_tiling_cuts_large_grids_only(model: Model) -> None:
     tiling = default_tiling(wide)
     assert (tiling.y.length, tiling.y.core, tiling.y.halo, tiling.y.blend) == (120, 72, 24, 12)
     assert (tiling.x.length, tiling.x.core, tiling.x.halo, tiling.x.blend) == (400, 80, 24, 12)
+
+
+def test_model_trained_by_tiles_is_run_by_them(model: Model, tmp_path: Path) -> None:
+    """Through the file, and as the default of an analysis; a file that says nothing of tiles has none."""
+    tiling = Tiling.of((12, 16), (6, 8), (3, 4), (3, 4), False, (3, 4))
+    save(replace(model, tiling=tiling), tmp_path / "tiles")
+    got = load(tmp_path / "tiles")
+    assert got.tiling == default_tiling(got) == tiling
+    assert load(WEIGHTS).tiling is None
+    f, x, sigma = synthetic.fields(), torch.linspace(-2, 2, 384).double().reshape(1, 2, 12, 16), torch.ones(1).double()
+    with torch.no_grad():
+        plain, given, whole = (
+            m.prior_at(f, f.time[70], t).denoise(x, sigma) for m, t in ((got, None), (got, tiling), (model, None))
+        )
+    assert torch.equal(plain, given) and not torch.allclose(plain, whole, atol=1e-3)
 
 
 def test_load_gives_back_what_was_saved(model: Model, tmp_path: Path) -> None:

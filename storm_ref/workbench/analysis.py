@@ -25,7 +25,7 @@ from storm_ref.workbench import covariance
 from storm_ref.workbench.data import Fields, history
 from storm_ref.workbench.model import Model, Prior
 from storm_ref.workbench.observations import observed, random_points, scale
-from storm_ref.workbench.training import Progress
+from storm_ref.workbench.progress import Progress
 
 __all__ = [
     "GUIDANCE",

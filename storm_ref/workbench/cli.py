@@ -9,8 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Shaped
-from rich import progress as bars
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -34,7 +32,8 @@ from storm_ref.workbench.demonstration import DemonstrationSettings, demonstrate
 from storm_ref.workbench.ensembles import match, read_ensemble
 from storm_ref.workbench.model import Model
 from storm_ref.workbench.observations import from_mask, from_stations, read_stations
-from storm_ref.workbench.training import Progress, TrainSettings, prepare, train
+from storm_ref.workbench.progress import plain_console, shown
+from storm_ref.workbench.training import TrainSettings, prepare, train
 from storm_ref.workbench.trial import TrialSettings, run_trial
 
 __all__ = ["main"]
@@ -249,27 +248,6 @@ def _time(text: str) -> np.datetime64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2019-03-25 or 2019-03-25T06") from error
 
 
-def _console() -> Console:
-    """Paths and units are printed as they are: brackets are no markup."""
-    return Console(markup=False, highlight=False)
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Progress]:
-    """A progress bar for each kind of work, on a terminal; silence elsewhere."""
-    text, note = bars.TextColumn("{task.description}"), bars.TextColumn("{task.fields[note]}")
-    columns = (text, bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), note)
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as shown:
-        known: dict[str, bars.TaskID] = {}
-
-        def advance(label: str, done: int, total: int, note: str) -> None:
-            if label not in known:
-                known[label] = shown.add_task(label, total=total, note=note)
-            shown.update(known[label], completed=done, note=note)
-
-        yield advance
-
-
 def _check_out(path: Path, suffixes: tuple[str, ...] = (), folder: bool = False) -> None:
     """Raises ValueError when a file (or a folder of them) could not be written there: before the work, not after it."""
     if suffixes and path.suffix not in suffixes:
@@ -339,8 +317,8 @@ def _train(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
     prepared = prepare(fields, when, arguments.step, settings)
     if checkpoint is not None:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    console = _console()
-    with _bars(console) as progress:
+    console = plain_console()
+    with shown(console) as progress:
         model = train(*prepared, settings, progress, checkpoint)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     models.save(model, arguments.out)
@@ -367,11 +345,11 @@ def _load(arguments: argparse.Namespace, static: tuple[str, ...] = ()) -> tuple[
 def _assimilate(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
     _check_out(arguments.out, folder=True)
     model, fields = _load(arguments, (arguments.mask,) if arguments.mask else ())
-    drawing, console = _drawing(arguments, fields, model.config.patch), _console()
+    drawing, console = _drawing(arguments, fields, model.config.patch), plain_console()
     if arguments.stations or arguments.mask:
         given = _stations if arguments.stations else _masked
         when, observations, reports = given(arguments, model, fields, drawing)
-        with _bars(console) as progress:
+        with shown(console) as progress:
             members = analyse(model, fields, when, observations, drawing, counter(progress, "analyses", len(when)))
         arguments.out.mkdir(parents=True, exist_ok=True)
         written = [arguments.out / "analysis.nc"]
@@ -381,7 +359,7 @@ def _assimilate(arguments: argparse.Namespace, about: Mapping[str, str]) -> None
     else:
         start = _split(arguments, "start", fields)
         settings = DemonstrationSettings(arguments.observed, start, arguments.count, arguments.cycle, drawing)
-        with _bars(console) as progress:
+        with shown(console) as progress:
             result = demonstrate(model, fields, settings, progress)
         written = outputs.write_demonstration(result, fields, about, arguments.out, str(arguments.data))
         console.print(_score_table(result.scores, {"STORM": result.scores["fractions"]}))
@@ -445,8 +423,8 @@ def _forecast(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
     if start <= fields.time[-1]:
         start = data.targets(fields.time, model.step, start, None, model.frames)[0]
     when = start + model.step * np.arange(arguments.lead)
-    drawing, console = _drawing(arguments, fields, model.config.patch), _console()
-    with _bars(console) as progress:
+    drawing, console = _drawing(arguments, fields, model.config.patch), plain_console()
+    with shown(console) as progress:
         tell = counter(progress, "forecast", len(when))
         members = cycle(model, fields, when, [None] * len(when), drawing, tell)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -470,7 +448,7 @@ def _verify(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
     if arguments.out is not None:
         where = {"analysis": str(arguments.analysis), "data": str(arguments.data)}
         outputs.write_json(arguments.out, {"all": result.pop("all"), "by_time": result, **where})
-    _console().print(table)
+    plain_console().print(table)
 
 
 def _trial(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
@@ -481,8 +459,8 @@ def _trial(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
     patch = training.patch or models.default_patch(len(fields.latitude), len(fields.longitude))
     drawing = _drawing(arguments, fields, patch)
     settings = TrialSettings(split, arguments.step, arguments.observed, arguments.stop, drawing, training)
-    console = _console()
-    with _bars(console) as progress:
+    console = plain_console()
+    with shown(console) as progress:
         result = run_trial(fields, settings, progress)
     written = outputs.write_trial(result, fields, about, arguments.out, str(arguments.data))
     scores = result.scores

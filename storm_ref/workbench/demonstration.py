@@ -30,7 +30,7 @@ from storm_ref.workbench.analysis import (
 )
 from storm_ref.workbench.data import Fields, targets
 from storm_ref.workbench.model import Model
-from storm_ref.workbench.training import Progress
+from storm_ref.workbench.progress import Progress
 from storm_ref.workbench.vortices import Track
 
 __all__ = ["Cycles", "Demonstration", "DemonstrationSettings", "demonstrate"]

@@ -17,8 +17,10 @@ Where a model has a covariance, its Gaussian part G is never tiled: what is meas
 """
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -693,55 +695,64 @@ def run(
     (those against the truth for the trained one alone); "cone" with "records" and "maps", each "tiled" and "untiled";
     "pictures", one sampled field; "about", the sizes.
     """
-    generator = torch.Generator().manual_seed(seed)
     return {
-        "generic": _run_generic(sizes, generator, progress),
-        "trained": _run_trained(model_path, data, start, sizes, generator, progress),
+        "generic": _run_generic(sizes, partial(_draws, seed, "generic"), progress),
+        "trained": _run_trained(model_path, data, start, sizes, partial(_draws, seed, "trained"), progress),
     }
 
 
-def _run_generic(sizes: Sizes, generator: torch.Generator, progress: Progress | None) -> dict[str, Any]:
+def _draws(seed: int, subject: str, part: str) -> torch.Generator:
+    """Random numbers of one measurement: what another one draws does not move them."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {subject} {part}".encode()))
+
+
+def _run_generic(
+    sizes: Sizes, draws: Callable[[str], torch.Generator], progress: Progress | None
+) -> dict[str, Any]:
     large, middle, small = (
-        generic(grid, (grid[0] // 6, grid[1] // 12), generator, width=sizes.width)
-        for grid in (sizes.large, sizes.middle, sizes.small)
+        generic(grid, (grid[0] // 6, grid[1] // 12), draws(name), width=sizes.width)
+        for name, grid in (("large", sizes.large), ("middle", sizes.middle), ("small", sizes.small))
     )
     half, quarter, half_way = middle.core[1] // 2, small.core[1] // 2, min(sizes.apart) // 2
-    cuts = [(0, 0), (quarter, quarter), (2 * quarter, quarter)]
+    cuts, means = [(0, 0), (quarter, quarter), (2 * quarter, quarter)], _means(middle, sizes)
     return {
         "about": {"halo": _about(large), "seams, cone, coarse": _about(middle), "sampled, pictures": _about(small)},
-        "halo": error_by_halo(large, sizes.halos, sizes.sigmas, generator, progress),
-        "sampled": sampled_error(small, cuts, sizes.steps, 2, generator, sizes.apart, progress=progress),
-        "seams": seams(middle, [(half, 0), (half, half)], sizes.sigmas[1::2], generator, 4, half_way, progress),
-        "cone": _cones(middle, (half, half), sizes.evaluations, generator, progress),
-        "coarse": coarse(middle, (0, half), sizes.sigmas, _means(middle, sizes), generator, half_way, 2, progress),
-        "pictures": pictures(small, cuts[1], min(sizes.apart), generator),
+        "halo": error_by_halo(large, sizes.halos, sizes.sigmas, draws("halo"), progress),
+        "sampled": sampled_error(small, cuts, sizes.steps, 2, draws("sampled"), sizes.apart, progress=progress),
+        "seams": seams(middle, [(half, 0), (half, half)], sizes.sigmas[1::2], draws("seams"), 4, half_way, progress),
+        "cone": _cones(middle, (half, half), sizes.evaluations, draws("cone"), progress),
+        "coarse": coarse(middle, (0, half), sizes.sigmas, means, draws("coarse"), half_way, 2, progress),
+        "pictures": pictures(small, cuts[1], min(sizes.apart), draws("pictures")),
     }
 
 
 def _run_trained(
-    model_path: Path, data: Path, start: str, sizes: Sizes, generator: torch.Generator, progress: Progress | None
+    model_path: Path,
+    data: Path,
+    start: str,
+    sizes: Sizes,
+    draws: Callable[[str], torch.Generator],
+    progress: Progress | None,
 ) -> dict[str, Any]:
     model, fields = load(model_path), read(data)
     found = targets(fields.time, model.step, np.datetime64(start), None, model.frames)
     when = found[np.linspace(0, len(found) - 1, sizes.times).round().astype(int)]
-    subject, patch = trained(model, fields, when), max(model.config.patch)
+    subject, patch, steps = trained(model, fields, when), max(model.config.patch), min(sizes.apart)
     halos = [
         h for h in legal_halos(subject) if _price(subject, tiling_of(subject, h))["cost_over_untiled"] < sizes.most
     ]
-    cuts = [(0, 0), (patch, patch), (2 * patch, patch)]
-    steps = min(sizes.apart)
+    cuts, members, means = [(0, 0), (patch, patch), (2 * patch, patch)], sizes.members, _means(subject, sizes)
+    first = [h for h, _ in cuts]
     return {
         "about": _about(subject) | {"times": [str(t) for t in when]},
-        "halo": error_by_halo(subject, halos, sizes.sigmas, generator, progress),
-        "skill": skill(subject, halos, sizes.sigmas, generator, progress),
-        "sampled": sampled_error(subject, cuts, sizes.steps, sizes.members, generator, sizes.apart, progress=progress),
-        "scored": scored(subject, cuts, steps // 2, max(sizes.members, 2), generator, progress=progress),
-        "seams": seams(subject, [(patch, 0), (patch, patch)], sizes.sigmas[1::2], generator, 4, steps, progress),
-        "cone": _cones(subject, cuts[1], sizes.evaluations, generator, progress),
-        "coarse": coarse(
-            subject, [h for h, _ in cuts], sizes.sigmas, _means(subject, sizes), generator, steps, 2, progress
-        ),
-        "pictures": pictures(subject, cuts[1], steps, generator),
+        "halo": error_by_halo(subject, halos, sizes.sigmas, draws("halo"), progress),
+        "skill": skill(subject, halos, sizes.sigmas, draws("skill"), progress),
+        "sampled": sampled_error(subject, cuts, sizes.steps, members, draws("sampled"), sizes.apart, progress=progress),
+        "scored": scored(subject, cuts, steps // 2, max(members, 2), draws("scored"), progress=progress),
+        "seams": seams(subject, [(patch, 0), (patch, patch)], sizes.sigmas[1::2], draws("seams"), 4, steps, progress),
+        "cone": _cones(subject, cuts[1], sizes.evaluations, draws("cone"), progress),
+        "coarse": coarse(subject, first, sizes.sigmas, means, draws("coarse"), steps, 2, progress),
+        "pictures": pictures(subject, cuts[1], steps, draws("pictures")),
     }
 
 

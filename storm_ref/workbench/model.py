@@ -22,7 +22,7 @@ from torch import Tensor
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise
-from storm_ref.tiling import Tiling
+from storm_ref.tiling import Axis, Tiling
 from storm_ref.tokenisation import region_position, sphere_position
 from storm_ref.workbench.climate import Climate
 from storm_ref.workbench.covariance import Covariance, bind_covariance
@@ -43,9 +43,11 @@ def default_patch(height: int, width: int, most: int = 24) -> tuple[int, int]:
 
 
 def default_tiling(model: "Model", most: int = 1024) -> Tiling:
-    """One tile for at most `most` tokens; beyond that cores of 24 x 24 tokens, as far as they divide a periodic axis,
-    with a halo of a third and a blend of a sixth of the core.
+    """The tiles it was trained with. Else one tile for at most `most` tokens; beyond that cores of 24 x 24 tokens, as
+    far as they divide a periodic axis, with a halo of a third and a blend of a sixth of the core.
     """
+    if model.tiling is not None:
+        return model.tiling
     grid, patch = (len(model.latitude), len(model.longitude)), model.config.patch
     tokens = [n // p for n, p in zip(grid, patch, strict=True)]
     if tokens[0] * tokens[1] <= most:
@@ -90,6 +92,7 @@ class Model:
     variables: tuple[str, ...]
     units: tuple[str, ...]
     training: Mapping[str, Any] = field(default_factory=dict)
+    tiling: Tiling | None = None  # that it was trained with, and is run with unless the user says otherwise
 
     @property
     def position(self) -> Float[Tensor, "rows cols p"]:
@@ -164,6 +167,7 @@ def save(model: Model, path: Path) -> None:
         "config": asdict(model.config), "shape": model.covariance.shape, "periodic": model.periodic,
         "season": model.season, "frames": model.frames, "step_ns": int(model.step / np.timedelta64(1, "ns")),
         "variables": model.variables, "units": model.units, "training": dict(model.training),
+        "tiling": model.tiling and asdict(model.tiling),
     }  # fmt: skip
     write_tensors(path, _KIND, tensors, about)
 
@@ -187,7 +191,7 @@ def load(path: Path) -> Model:
             tensors["static"], tensors["latitude"], tensors["longitude"],
             bool(about["periodic"]), bool(about["season"]), int(about["frames"]),
             np.timedelta64(int(about["step_ns"]), "ns"), tuple(about["variables"]), tuple(about["units"]),
-            about["training"],
+            about["training"], _read_tiling(about.get("tiling")),
         )  # fmt: skip
         expected = (config.channels, len(model.latitude), len(model.longitude))
         if model.covariance.shape != expected or model.climate.mean.shape[1:] != expected:
@@ -195,6 +199,10 @@ def load(path: Path) -> Model:
         return model
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its parts do not fit one another ({error}); train the model again") from error
+
+
+def _read_tiling(about: Mapping[str, Any] | None) -> Tiling | None:
+    return None if about is None else Tiling(Axis(**about["y"]), Axis(**about["x"]))
 
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
     x            departure from the climate, cross-fitted, in units of its standard deviation (climate.py)
     loss         E[ |D(x + s n; s) - x|^2 / c_out(s)^2 ] over valid points: [EDM-3], with the c_out of covariance.py
     ln s         ~ N(noise_mean, noise_std^2)
+    tiles        with `tile` D is T[D] of [TILE-6], its network part, and gradients go through the blend
     step         AdamW, gradient norm at most `clip`, learning rate linear over `warmup` steps, then half a cosine to 0
     average      w' <- d w' + (1 - d) w,  d = min(ema, (1 + i) / (10 + i)): these weights are kept
     mixing       x = sum_j g_j * x_j,  A = sum_j g_j * A_j,  j = 1..J transitions of one time of day, g_j(p) smooth
@@ -17,7 +18,6 @@ References: Karras et al. (2022), section 5; Loshchilov & Hutter (2019).
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,10 @@ from storm_ref.workbench import covariance as covariances
 from storm_ref.workbench.covariance import Covariance, bind_covariance, output_scale, precondition
 from storm_ref.workbench.data import Fields, history
 from storm_ref.workbench.model import Model, default_patch, read_tensors, write_tensors
+from storm_ref.workbench.progress import Progress
 
-__all__ = ["Progress", "Samples", "TrainSettings", "learning_rate", "prepare", "train", "weighted_loss"]
+__all__ = ["Samples", "TrainSettings", "learning_rate", "prepare", "train", "weighted_loss"]
 
-# What is being done, how much of it is done, how much there is, and a few words such as the loss.
-Progress = Callable[[str, int, int, str], None]
 _KIND = "storm-ref training state 1"
 _YEAR = np.timedelta64(330, "D")
 _CHECKS = 10
@@ -87,13 +86,6 @@ class TrainSettings:
         if self.tile is None and any((*self.halo, *self.blend)):
             raise ValueError("halo and blend belong to tiles of a given size: give the tile, too")
 
-    def tiling(self, model: Model) -> Tiling | None:
-        """How the network is evaluated in training. Raises ValueError for tiles that do not fit the model's grid."""
-        if self.tile is None:
-            return None
-        grid = (len(model.latitude), len(model.longitude))
-        return Tiling.of(grid, self.tile, self.halo, self.blend, model.periodic, model.config.patch)
-
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -133,7 +125,6 @@ def prepare(
     covariance = covariances.fit(departure, fields.periodic, rank, generator, settings.shrinkage)
     season = bool(when[-1] - when[0] > _YEAR) if settings.season is None else settings.season
     model = _untrained(fields, climate, covariance, season, step, settings)
-    settings.tiling(model)  # refused now rather than at the first step
     samples = Samples(
         departure.float(), valid[target], model.anomalies(values, time), model.forcing(time),
         torch.from_numpy(target), torch.from_numpy(past), torch.from_numpy(age),
@@ -160,10 +151,11 @@ def _untrained(
         len(fields.variables), len(static) + (4 if season else 2), s.patch or default_patch(*grid), s.width, s.heads,
         s.depth, position_features=3 if fields.periodic else 2,
     )  # fmt: skip
+    tiling = s.tile and Tiling.of(grid, s.tile, s.halo, s.blend, fields.periodic, config.patch)
     return Model(
         config, Storm(config, torch.Generator().manual_seed(s.seed)), climate, covariance, static.float(),
         torch.from_numpy(fields.latitude), torch.from_numpy(fields.longitude), fields.periodic, season, s.frames, step,
-        fields.variables, fields.units,
+        fields.variables, fields.units, tiling=tiling,
     )  # fmt: skip
 
 
@@ -203,25 +195,17 @@ def _mixed(samples: Samples, index: Tensor, count: int, generator: torch.Generat
 
 
 def weighted_loss(
-    model: Model,
-    samples: Samples,
-    batch: _Batch,
-    sigma: Float[Tensor, " b"],
-    noise: Float[Tensor, "b c h w"],
-    tiling: Tiling | None = None,
+    model: Model, samples: Samples, batch: _Batch, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, ""]:
-    """The loss of the module's equations: one for a network that is still zero, if the data are N(0, Sigma).
-
-    tiling: D is T[D] of [TILE-6], and gradients go through its blend (None: untiled).
-    """
+    """The loss of the module's equations: one for a network that is still zero, if the data are N(0, Sigma)."""
     frames, at = samples.past[batch.index], samples.target[batch.index]
     memory = model.network.compress(batch.past, samples.forcing[frames], samples.age[batch.index], model.position)
     condition = Condition(samples.forcing[at], memory, model.position, model.periodic)
     noisy = batch.x + sigma.float()[:, None, None, None] * noise
-    if tiling is None:
+    if model.tiling is None:
         mean = precondition(lambda z, s: model.network(z, s, condition), noisy, sigma, model.covariance)
     else:
-        mean = bind_covariance(model.network, condition, tiling, model.covariance, _TOGETHER)(noisy, sigma)
+        mean = bind_covariance(model.network, condition, model.tiling, model.covariance, _TOGETHER)(noisy, sigma)
     weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2
     return (weight * (mean - batch.x) ** 2)[batch.valid].mean()
 
@@ -330,7 +314,7 @@ def _advance(run: _Run, model: Model, samples: Samples, settings: TrainSettings)
     batch = _mixed(_first(samples, count), index, settings.mix, run.generator)
     sigma = draw_sigma(settings.batch, run.generator, settings.noise_mean, settings.noise_std)
     noise = torch.randn(batch.x.shape, generator=run.generator)
-    loss = weighted_loss(model, samples, batch, sigma, noise, settings.tiling(model))
+    loss = weighted_loss(model, samples, batch, sigma, noise)
     run.optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), settings.clip)
@@ -355,12 +339,12 @@ def _judge(run: _Run, model: Model, samples: Samples, settings: TrainSettings) -
     every = max((len(samples.target) - _split(samples, settings)) // 48, 1)
     index = torch.arange(_split(samples, settings), len(samples.target), every)
     generator = torch.Generator().manual_seed(settings.seed)
-    averaged, total, tiling = replace(model, network=run.average), 0.0, settings.tiling(model)
+    averaged, total = replace(model, network=run.average), 0.0
     for level in _LEVELS:
         batch = _mixed(samples, index, 1, generator)
         noise = torch.randn(batch.x.shape, generator=generator)
         sigma = torch.full((len(index),), level, dtype=torch.float64)
-        total += float(weighted_loss(averaged, samples, batch, sigma, noise, tiling)) / len(_LEVELS)
+        total += float(weighted_loss(averaged, samples, batch, sigma, noise)) / len(_LEVELS)
     run.held.append((run.step, total))
     if total <= min(loss for _, loss in run.held):
         run.best.load_state_dict(run.average.state_dict())

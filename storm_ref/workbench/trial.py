@@ -31,7 +31,8 @@ from storm_ref.workbench.analysis import (
 )
 from storm_ref.workbench.data import Fields, history, targets
 from storm_ref.workbench.model import Model
-from storm_ref.workbench.training import Progress, TrainSettings, prepare, train
+from storm_ref.workbench.progress import Progress
+from storm_ref.workbench.training import TrainSettings, prepare, train
 
 __all__ = ["TrialResult", "TrialSettings", "run_trial"]
 

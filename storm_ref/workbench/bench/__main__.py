@@ -6,24 +6,20 @@ Leaves in --out: cost.json, fidelity.json, pictures, and index.html that shows t
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import progress as bars
-from rich.console import Console
 from rich.table import Table
 
-from storm_ref.config import storm_10m
 from storm_ref.workbench import fidelity
 from storm_ref.workbench.bench import history, machine, report, scale, timing
 from storm_ref.workbench.bench.history import Job
-from storm_ref.workbench.bench.timing import Progress
 from storm_ref.workbench.files import replacing
 from storm_ref.workbench.model import load
+from storm_ref.workbench.progress import Progress, plain_console, shown
 
 __all__ = ["main"]
 
@@ -34,13 +30,13 @@ Values = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts that are asked for; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    console = Console(markup=False, highlight=False)
+    console = plain_console()
     try:
         if arguments.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        with _bars(console) as progress:
+        with shown(console, remaining=True, lines=True) as progress:
             run = _scale if arguments.command == "scale" else _bench
             run(arguments, progress)
     except KeyboardInterrupt:
@@ -98,7 +94,7 @@ def _growth(arguments: argparse.Namespace, progress: Progress) -> Values:
     records = timing.growth(progress=progress)
     by = {m: [r for r in records if r["method"] == m] for m in ("tiled", "full", "timesformer")}
     sizes = [r["tokens"] for r in by["tiled"]]
-    counted = timing.counted(replace(storm_10m(3, 3, (1, 1)), depth=1), sizes)
+    counted = timing.counted(timing.ten_million(depth=1), sizes)
     return {
         **{f"exponent_{m}": timing.slope(rows) for m, rows in by.items()},
         **{f"counted_exponent_{m}": value for m, value in counted.items()},
@@ -113,7 +109,7 @@ def _dense(arguments: argparse.Namespace, progress: Progress) -> Values:
 
 def _sampler(arguments: argparse.Namespace, progress: Progress) -> Values:
     runs = []
-    for i, (c, steps) in enumerate(((storm_10m(3, 3, (1, 1)), 3), (timing.small(), 20))):
+    for i, (c, steps) in enumerate(((timing.ten_million(), 3), (timing.small(), 20))):
         runs.append(timing.sampler_overhead(c, steps))
         progress("the sampler's own time", i + 1, 2, "")
     return {"sampler_overhead": max(run["overhead"] for run in runs), "sampler": runs}
@@ -179,24 +175,6 @@ def _read(path: Path) -> Values:
 def _write(path: Path, values: Values) -> None:
     with replacing(path) as part:
         part.write_text(json.dumps(values, indent=1))
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Progress]:
-    """A bar for each kind of work on a terminal; elsewhere a line when one is done."""
-    text, note = bars.TextColumn("{task.description}"), bars.TextColumn("{task.fields[note]}")
-    columns = (text, bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeRemainingColumn(True, True), note)
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as shown:
-        known: dict[str, bars.TaskID] = {}
-
-        def advance(label: str, done: int, total: int, note: str) -> None:
-            if label not in known:
-                known[label] = shown.add_task(label, total=total, note=note)
-            shown.update(known[label], completed=done, note=note)
-            if done == total and not console.is_terminal:
-                console.print(f"{label}: done {note}".rstrip())
-
-        yield advance
 
 
 if __name__ == "__main__":

@@ -26,14 +26,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from storm_ref.config import StormConfig, storm_10m
-from storm_ref.denoiser import Condition, Storm, randomise
+from storm_ref.config import StormConfig
+from storm_ref.denoiser import Condition, Storm
 from storm_ref.memory import MemoryState
 from storm_ref.tiling import Tiling, bind_tiled
 from storm_ref.tokenisation import sphere_position
-from storm_ref.workbench.bench.timing import BLEND, CORE, HALO, Progress
+from storm_ref.workbench.bench.timing import BLEND, CORE, HALO, generic_network, ten_million
 from storm_ref.workbench.folded import FoldedMemory, FoldedState
 from storm_ref.workbench.model import read_tensors, write_tensors
+from storm_ref.workbench.progress import Progress
 
 __all__ = [
     "FORMS",
@@ -176,13 +177,6 @@ def streamer(form: str, network: Storm, history: History) -> Streamer:
     return _Folded(network, history) if form == "folded" else _Equations(network, history)
 
 
-def _network(seed: int = 0) -> Storm:
-    """The paper's "10M", one token a grid point."""
-    network = Storm(storm_10m(3, 3, (1, 1)))
-    randomise(network, torch.Generator().manual_seed(seed))
-    return network.eval().requires_grad_(False)
-
-
 def denoise_once(network: Storm, memory: Tensor, history: History, tiling: Tiling) -> float:
     """Seconds of one tiled evaluation of D given the memory. Raises RuntimeError when its result is not finite."""
     start = time.perf_counter()
@@ -248,7 +242,7 @@ def _stream(job: Job, memory: Streamer, history: History, checkpoint: Checkpoint
 def work(job: Job, path: Path | None = None) -> dict[str, Any]:
     """The job in this process: its record."""
     torch.set_num_threads(job.threads)
-    network = _network()
+    network = generic_network(ten_million())
     history = History(network.config, job.grid)
     memory = streamer(job.form, network, history)
     compress, peak = _stream(job, memory, history, Checkpoint(path, job))

@@ -107,13 +107,11 @@ def paper_table(values: Values, scale: Mapping[str, Values]) -> list[Row]:
         here = _history_row(at[177_500, "folded"])
         why = "same frames; their tokens a frame are not known, 3,584 give their total to 0.2 %"
         rows.append(("Table III, longest history", "177.5 k frames, 635 M tokens", here, why))
-    for name in ("domain", "era5"):
+    for name, why in (
+        ("domain", "tiny network, from disk to disk"),
+        ("era5", "ERA5's grid, 10 M network, from disk to disk"),
+    ):
         if name in scale:
-            why = (
-                "tiny network, from disk to disk"
-                if name == "domain"
-                else "ERA5's grid, 10 M network, from disk to disk"
-            )
             theirs = "30,400 x 60,800 points, 3.7 B tokens"
             rows.append(("Table III, largest single frame", theirs, _domain_row(scale[name]), why))
     if "tokens" in scale:
@@ -127,7 +125,7 @@ def paper_table(values: Values, scale: Mapping[str, Values]) -> list[Row]:
 
 
 _MODEL_SIZE = (
-    "On model size: times of evaluations here are of networks of 0.3 M (tiny) and 9.8 M weights. Compressing history "
+    "On model size: times of evaluations here are of networks of 0.3 M (tiny) and 10.3 M weights. Compressing history "
     "does not touch the blocks, so its rate does not depend on depth; an evaluation does, in proportion. The paper's "
     "10 B network needs 38 GB for its weights alone in float32, and about 960 times the 10 M network's multiply-adds "
     "for each token, attention aside; it is not run here."

@@ -24,20 +24,21 @@ import torch
 import zarr
 from torch import Tensor
 
-from storm_ref.config import StormConfig, storm_10m, tiny
-from storm_ref.denoiser import Storm, count_weights, randomise
+from storm_ref.config import StormConfig
+from storm_ref.denoiser import Storm, count_weights
 from storm_ref.tiling import Tiling, overhead
 from storm_ref.workbench import out_of_core
 from storm_ref.workbench.bench import history
 from storm_ref.workbench.bench.history import Job, peak_bytes, speak
-from storm_ref.workbench.bench.timing import Progress
+from storm_ref.workbench.bench.timing import generic_network, small, ten_million
 from storm_ref.workbench.files import replacing
+from storm_ref.workbench.progress import Progress
 
 __all__ = ["JOBS", "PRESETS", "DomainJob", "run", "work"]
 
 PRESETS: Mapping[str, Callable[[], StormConfig]] = {
-    "storm_10m": lambda: storm_10m(3, 3, (1, 1)),
-    "tiny": lambda: tiny(3, 3, (1, 1)),
+    "storm_10m": ten_million,
+    "tiny": small,
 }
 _STEPS = 10_000  # into which a domain's work is counted for the bar
 
@@ -86,9 +87,7 @@ JOBS: Mapping[str, Job | DomainJob] = {
 def work(job: DomainJob, folder: Path) -> dict[str, Any]:
     """The job in this process: its record. Everything it needs and leaves lies in `folder`."""
     torch.set_num_threads(job.threads)
-    network = Storm(PRESETS[job.preset]())
-    randomise(network, torch.Generator().manual_seed(0))
-    network.eval().requires_grad_(False)
+    network = generic_network(PRESETS[job.preset]())
     clock = _Clock(folder / "clock.json")
     latitude = torch.linspace(-90, 90, job.grid[0] + 1)[:-1] + 90 / job.grid[0]
     longitude = torch.arange(job.grid[1]) * (360 / job.grid[1])

@@ -6,8 +6,8 @@
     to dense    attention by tiles over one dense attention of the same multiply-adds, cropping and blending included
     overhead    everything a sampling run does besides the network's forward passes, over those passes
 
-Each figure is a ratio or a slope within one run, from the fastest of several rounds that take turns: what else the
-machine does then slows all alike, or nobody.
+Each figure is a ratio or a slope within one run. Of a size the fastest of several rounds counts; tiles and dense
+attention take turns, and the median of their ratios counts. The machine should have nothing else to do.
 """
 
 import math
@@ -29,14 +29,16 @@ from storm_ref.denoiser import Condition, Storm, bind, randomise
 from storm_ref.edm import sample, schedule
 from storm_ref.tiling import Axis, Tiling, bind_tiled, tiles
 from storm_ref.tokenisation import sphere_position
+from storm_ref.workbench.progress import Progress
 
 __all__ = [
+    "BLEND",
     "CORE",
     "HALO",
-    "Progress",
     "band",
-    "best_of",
     "counted",
+    "fastest",
+    "generic_network",
     "growth",
     "methods",
     "ratio_to_dense",
@@ -44,9 +46,9 @@ __all__ = [
     "scene",
     "slope",
     "small",
+    "ten_million",
 ]
 
-Progress = Callable[[str, int, int, str], None]
 CORE, HALO, BLEND = 32, 8, 4  # tokens: a tile of 48 x 48
 FRAMES = 8  # of TimeSformer
 TOGETHER = 8  # tiles evaluated at a time
@@ -73,21 +75,31 @@ def scene(network: Storm, tiling: Tiling, seed: int = 0) -> tuple[Tensor, Condit
     return state, Condition(static, memory, sphere_position(latitude, longitude, (1, 1)), True)
 
 
-def best_of(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Seconds of the fastest of several rounds of each; the runs take turns."""
-    best = [math.inf] * len(runs)
+def fastest(run: Callable[[], object], rounds: int = 1) -> float:
+    """Seconds of the fastest of several rounds."""
+    best = math.inf
     for _ in range(rounds):
-        for i, run in enumerate(runs):
-            start = time.perf_counter()
-            run()
-            best[i] = min(best[i], time.perf_counter() - start)
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
     return best
 
 
-def _network(c: StormConfig, seed: int = 0) -> Storm:
+def generic_network(c: StormConfig, seed: int = 0) -> Storm:
+    """Random weights, not to be trained."""
     network = Storm(c)
     randomise(network, torch.Generator().manual_seed(seed))
     return network.eval().requires_grad_(False)
+
+
+def ten_million(depth: int = 6) -> StormConfig:
+    """The paper's "10M", one token a grid point."""
+    return replace(storm_10m(3, 3, (1, 1)), depth=depth)
+
+
+def small() -> StormConfig:
+    """The smallest preset, one token a grid point: the hardest case for overheads."""
+    return tiny(3, 3, (1, 1))
 
 
 # Growth
@@ -105,7 +117,7 @@ class Method:
 
 def methods(c: StormConfig) -> list[Method]:
     """The tiled denoiser, the same network untiled, and TimeSformer's divided attention over 8 frames in all."""
-    network = _network(c)
+    network = generic_network(c)
     divided = DividedBlock(c.width, c.heads, c.mlp_ratio).eval().requires_grad_(False)
     sigma = torch.ones(1, dtype=torch.float64)
 
@@ -164,7 +176,7 @@ def growth(
 
     Of a network of one block, None: that of the 10 M network.
     """
-    c = replace(storm_10m(3, 3, (1, 1)), depth=1) if c is None else c
+    c = ten_million(depth=1) if c is None else c
     sizes = [smallest << i for i in range(int(math.log2(largest // smallest)) + 1)]
     records: list[dict[str, Any]] = []
     seconds_limit = bytes_limit = math.inf
@@ -177,7 +189,7 @@ def growth(
                 break
             run = method.prepare(tokens)
             run()  # the first run fills caches: the tiles' conditions, the kernels' buffers
-            seconds = best_of([run], rounds if tokens > 16_384 else 3 * rounds)[0]
+            seconds = fastest(run, rounds if tokens > 16_384 else 3 * rounds)
             last = {
                 "method": method.name, "tokens": tokens, "multiply_adds": adds,
                 "peak_live_bytes": method.peak_bytes(tokens), "seconds": seconds,
@@ -230,7 +242,7 @@ def ratio_to_dense(
     by_tiles(), at_once()
     pairs = []
     for i in range(rounds):
-        pairs.append((best_of([by_tiles], 1)[0], best_of([at_once], 1)[0]))
+        pairs.append((fastest(by_tiles), fastest(at_once)))
         if progress is not None:
             progress("tiles against one dense attention", i + 1, rounds, "")
     ratios = sorted(a / b for a, b in pairs)
@@ -268,8 +280,8 @@ def sampler_overhead(
 
     The rest is the sampler's arithmetic, preconditioning, cropping and blending.
     """
-    c = storm_10m(3, 3, (1, 1)) if c is None else c
-    network, tiling = _network(c), band(tokens)
+    c = ten_million() if c is None else c
+    network, tiling = generic_network(c), band(tokens)
     _, condition = scene(network, tiling)
     denoise = bind_tiled(network, condition, tiling, together=TOGETHER)
     g = torch.Generator().manual_seed(1)
@@ -290,8 +302,3 @@ def sampler_overhead(
         "seconds_network": sum(passes),
         "overhead": total / sum(passes) - 1,
     }
-
-
-def small() -> StormConfig:
-    """The smallest preset, one token a point: the hardest case for overheads."""
-    return tiny(3, 3, (1, 1))
