@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib import pyplot as plt
 
 from storm_ref.workbench import fidelity
 from storm_ref.workbench.bench import __main__ as command
-from storm_ref.workbench.bench import history, machine, report, scale, timing
+from storm_ref.workbench.bench import history, machine, pictures, report, scale, timing
 from storm_ref.workbench.bench.history import Job
 from storm_ref.workbench.fidelity import Sizes
 
@@ -58,6 +59,20 @@ def test_write_shows_every_part(tmp_path: Path, values: dict[str, Any], measured
     for text in ("196,608,000 tokens, 0.80 GB, 3.0 s", "19,999,", "about 20 B tokens", "100,000 tokens/s"):
         assert text.replace("19,999,", "20,000,014,336") in page
     assert page.count("<tr>") == 2 + len(report.AIMS) + 4 + 1 + sum(len(p["coarse"]) for p in measured.values())
+
+
+def test_pictures_say_what_their_lines_are(values: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Whatever has labelled lines has a legend that names them, and every axis of numbers a label."""
+    exponents = {m: 1.0 for m in ("tiled", "full", "timesformer")}
+    figures = [pictures.growth(values["growth"], exponents), pictures.history(values["history"])]
+    figures += [draw(measured) for draw in (pictures.halo, pictures.sampled, pictures.seams, pictures.reach)]
+    for figure in figures:
+        legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes if axis.get_legend())]
+        named = {text.get_text() for legend in legends for text in legend.get_texts()}
+        lines = {label for axis in figure.axes for label in axis.get_legend_handles_labels()[1]}
+        assert lines and lines <= named
+        assert all(axis.get_xlabel() for axis in figure.axes) and any(axis.get_ylabel() for axis in figure.axes)
+        plt.close(figure)
 
 
 def test_write_without_a_part_leaves_it_out(tmp_path: Path, values: dict[str, Any]) -> None:

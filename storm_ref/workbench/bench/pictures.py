@@ -34,12 +34,12 @@ def growth(records: Sequence[Record], exponents: Mapping[str, float]) -> Figure:
         tokens = [r["tokens"] for r in rows]
         label = f"{name}: exponent {exponents[method]:.2f}"
         axes[0].loglog(tokens, [r["seconds"] for r in rows], color=colour, marker=marker, label=label)
-        axes[1].loglog(tokens, [r["multiply_adds"] for r in rows], color=colour, marker=marker, label=name)
+        axes[1].loglog(tokens, [r["multiply_adds"] for r in rows], color=colour, marker=marker)
     _style(axes[0], xlabel="tokens", ylabel="time of one evaluation (s)", title="measured")
     _style(axes[1], xlabel="tokens", ylabel="multiply-adds of one evaluation", title="counted")
     axes[0].legend()
     figure.suptitle(
-        "One block of the 10 M network: cost against tokens, each method as far as the tiled one's time goes"
+        "One block of the 10 M network: cost against tokens, each as far as the tiled one's time and memory go"
     )
     return figure
 
@@ -99,6 +99,8 @@ def halo(found: Mapping[str, Any]) -> Figure:
         _style(row[0], xlabel="halo (cores)", ylabel="error / what the network says", title=f"{name} weights")
         _style(row[1], xlabel="multiply-adds / those of the untiled network", ylabel="", title=f"{name} weights")
         row[1].set_xscale("log")
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside right upper", title="noise level")
     figure.suptitle(
         "One evaluation: tiled against untiled, RMS, widest legal blend (dashed: where tiling costs as much)"
     )
