@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from storm_ref.config import StormConfig
+from storm_ref.parallel.mesh import Mesh, share
 from storm_ref.tiling import Axis, Tiling, cores
 
 __all__ = [
@@ -265,6 +266,165 @@ def peak_memory(c: StormConfig, n: int, chunk: int, itemsize: int, batch: int = 
         update + (score if m > n or c.heads > 1 else 0) + (tokens if batch > 1 else 0),  # copies for torch's product
         update + m * c.width * e,  # the new accumulator
     )
+
+
+# Messages between ranks
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Messages that a rank takes part in, and the bytes that it hands in. Traffics add; n * traffic is n runs.
+
+    Bytes of an all-reduce or reduce-scatter are those of its input, of an all-gather those of the rank's own part, of an
+    all-to-all those for other ranks: what algorithm carries them, and how often it sends them on, is not in it.
+    """
+
+    messages: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.messages + other.messages, self.bytes + other.bytes)
+
+    def __rmul__(self, times: int) -> "Traffic":
+        return Traffic(times * self.messages, times * self.bytes)
+
+
+# By axis of the mesh and kind of collective, for instance ("tp", "all-reduce").
+Ledger = dict[tuple[str, str], Traffic]
+
+
+def together(*ledgers: Ledger) -> Ledger:
+    """The sum of several; what has no message is left out."""
+    keys = {key for ledger in ledgers for key in ledger}
+    total = {key: sum((ledger.get(key, Traffic()) for ledger in ledgers), Traffic()) for key in keys}
+    return {key: traffic for key, traffic in total.items() if traffic.messages}
+
+
+def tensor_traffic(c: StormConfig, n: int, batch: int, itemsize: int, mesh: Mesh, backward: int = 0) -> Ledger:
+    """tp in one evaluation of n tokens, [PAR-6]: a block sums three times forwards, and backwards `backward` times: 3
+    for the gradient in the state alone, 4 with that in the memory.
+    """
+    size = batch * n * c.width * itemsize
+    return {("tp", "all-reduce"): (3 + backward) * c.depth * Traffic(1, size)} if mesh.tp > 1 else {}
+
+
+def memory_traffic(
+    c: StormConfig, n: int, frames: int, chunk: int, batch: int, itemsize: int, mesh: Mesh, backward: bool = False
+) -> Ledger:
+    """tp while K frames of n tokens are compressed: one sum at the end, and backwards one of each chunk's tokens."""
+    if mesh.tp == 1:
+        return {}
+    token = batch * n * c.width * itemsize
+    slopes = Traffic(-(-frames // chunk), frames * token) if backward else Traffic()
+    return {("tp", "all-reduce"): Traffic(1, token) + slopes}
+
+
+def _overlaps(axis: Axis, halo: int) -> list[list[int]]:
+    """[i][j]: how many points the core of tile i, grown by `halo`, shares with the core of tile j."""
+    parts = cores(axis)
+    if axis.core == axis.length:
+        return [[axis.length]]
+    turns = (-axis.length, 0, axis.length) if axis.periodic else (0,)
+    return [
+        [
+            sum(max(min(b + halo, d + turn) - max(a - halo, c + turn), 0) for turn in turns)
+            for c, d in parts
+        ]
+        for a, b in parts
+    ]  # fmt: skip
+
+
+def exchanged(tiling: Tiling, ranks: int, blend: bool = False) -> list[list[int]]:
+    """[r][s]: rows that rank r hands to rank s in a gather, [PAR-9], or in a blend, [PAR-10]: one for each point that s
+    owns (in a blend) or has in an extent (in a gather), and each tile that has it.
+    """
+    widths = (tiling.y.blend, tiling.x.blend) if blend else (tiling.y.halo, tiling.x.halo)
+    rows, cols = _overlaps(tiling.y, widths[0]), _overlaps(tiling.x, widths[1])
+    across, count = len(cols), len(rows) * len(cols)
+    shares = [share(count, ranks, rank) for rank in range(ranks)]
+
+    def shared(wants: range, owns: range) -> int:
+        return sum(rows[i // across][j // across] * cols[i % across][j % across] for i in wants for j in owns)
+
+    return [[shared(r, s) if blend else shared(s, r) for s in shares] for r in shares]
+
+
+def exchange_traffic(tiling: Tiling, mesh: Mesh, rank: int, size: int, backward: bool = False) -> Ledger:
+    """tile in one evaluation: a gather and a blend of rows of `size` bytes; backwards the same the other way round.
+
+    rank: along the tile axis.
+    """
+    if mesh.tile == 1:
+        return {}
+    total = Traffic()
+    for table in (exchanged(tiling, mesh.tile), exchanged(tiling, mesh.tile, blend=True)):
+        out = sum(rows for other, rows in enumerate(table[rank]) if other != rank)
+        back = sum(table[other][rank] for other in range(mesh.tile) if other != rank)
+        total += Traffic(1, size * out) + (Traffic(1, size * back) if backward else Traffic())
+    return {("tile", "all-to-all"): total}
+
+
+def _cut(shape: tuple[int, ...], dim: int | None, ranks: int) -> tuple[int, ...]:
+    return shape if dim is None else (*shape[:dim], shape[dim] // ranks, *shape[dim + 1 :])
+
+
+def block_shapes(c: StormConfig, tp: int = 1) -> list[tuple[int, ...]]:
+    """Shapes of a block's weights on one tp rank, [PAR-7]."""
+    d, hidden = c.width, c.mlp_ratio * c.width
+    heads = [((d, d), 0), ((d,), 0), ((d, d), 0), ((d, d), 0), ((d,), 0), ((d, d), 1), ((d,), None)]  # q, k, v, out
+    mlp = [((hidden, d), 0), ((hidden,), 0), ((d, hidden), 1), ((d,), None)]
+    gates = [((c.heads,), 0)] * 2
+    every: list[tuple[tuple[int, ...], int | None]] = [((9 * d, d), None), ((9 * d,), None), *heads, *heads, *mlp, *gates]
+    return [_cut(shape, dim, tp) for shape, dim in every]
+
+
+def root_shapes(c: StormConfig, tp: int = 1) -> list[tuple[int, ...]]:
+    """Shapes of all other weights on one tp rank: embeddings, memory, output."""
+    d, v, out = c.width, _values(c), c.channels * c.patch[0] * c.patch[1]
+    plain = [(d, v), (d,), (d, v), (d,), (d, 2 * c.position_features * c.position_octaves), (d, 2 * c.position_octaves)]
+    noise = [(d, c.noise_features), (d,), (d, d), (d,)]
+    memory = [((c.heads, d // c.heads), 0), ((d, d), 0), ((d, d), 0), ((d,), 0), ((d, d), 1), ((d,), None)]
+    final = [(2 * d, d), (2 * d,), (out, d), (out,)]
+    return [*plain, *noise, *(_cut(shape, dim, tp) for shape, dim in memory), *final]
+
+
+def part(shapes: Sequence[tuple[int, ...]], ranks: int) -> int:
+    """Numbers of one fsdp rank's part of weights that are cut by rows, the last parts padded to the size of the first."""
+    return sum(-(-shape[0] // ranks) * math.prod(shape[1:]) for shape in shapes)
+
+
+def weight_traffic(c: StormConfig, mesh: Mesh, itemsize: int, calls: int = 1, backward: bool = False) -> Ledger:
+    """fsdp and ddp in one step, [PAR-16], in which every block runs `calls` times: weights are gathered before each use,
+    the root's once; backwards gathered again, gradients scattered over fsdp and their parts summed over ddp.
+    """
+    block, root = (part(shapes, mesh.fsdp) * itemsize for shapes in (block_shapes(c, mesh.tp), root_shapes(c, mesh.tp)))
+    units = [*[block] * c.depth, root]
+    found: Ledger = {}
+    if mesh.fsdp > 1:
+        uses = calls * (2 if backward else 1)
+        found["fsdp", "all-gather"] = Traffic(uses * c.depth + 1, uses * c.depth * block + root)
+    if backward and mesh.fsdp > 1:
+        found["fsdp", "reduce-scatter"] = Traffic(len(units), mesh.fsdp * sum(units))
+    if backward and mesh.ddp > 1:
+        found["ddp", "all-reduce"] = Traffic(len(units), sum(units))
+    return found
+
+
+def gradient_traffic(c: StormConfig, mesh: Mesh, itemsize: int) -> Ledger:
+    """After backward: all gradients summed over tile in one message, [PAR-13]; the norm's squares over tp and fsdp,
+    [PAR-14]; the number of valid points before it, and the loss for the record, over ddp, fsdp and tile, [PAR-12].
+    """
+    own = c.depth * _held(block_shapes(c, mesh.tp), mesh) + _held(root_shapes(c, mesh.tp), mesh)
+    found = [{("tile", "all-reduce"): Traffic(1, own * itemsize)}] if mesh.tile > 1 else []
+    for axis, numbers in (("ddp", 2), ("fsdp", 3), ("tile", 2), ("tp", 1)):
+        if getattr(mesh, axis) > 1:
+            found.append({(axis, "all-reduce"): numbers * Traffic(1, 8)})
+    return together(*found)
+
+
+def _held(shapes: Sequence[tuple[int, ...]], mesh: Mesh) -> int:
+    """What the first fsdp rank holds of these weights."""
+    return part(shapes, mesh.fsdp)
 
 
 # Baselines

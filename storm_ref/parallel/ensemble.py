@@ -1,0 +1,61 @@
+"""Ensembles over ranks: each data rank draws some of the members, and all ranks end with the whole ensemble.
+
+[PAR-18] member m has the noise of (seed, analysis, m), [DA-3], whichever rank draws it: the ensemble is the same on any
+         mesh
+[PAR-19] ranks fail together: an error of one is raised on all, and names the rank and the members as the serial run
+         would
+
+The paper: ensembles of thousands of members, one an accelerator (Table IV).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from storm_ref.edm import NotFiniteError
+from storm_ref.parallel.mesh import World, share
+
+__all__ = ["draw_shared", "gather_members"]
+
+
+def gather_members(own: Float[Tensor, "m *s"], count: int, world: World) -> Float[Tensor, "n *s"]:
+    """All `count` members, in order, on every rank, from each data rank's own: one all-gather along fsdp, one along
+    ddp. All ranks call this together.
+    """
+    shares = [len(share(count, world.mesh.data, rank)) for rank in range(world.mesh.data)]
+    most = max(shares)
+    rows = own.new_zeros(most, *own.shape[1:])
+    rows[: len(own)] = own
+    for axis in ("fsdp", "ddp"):
+        if getattr(world.mesh, axis) > 1:
+            every = [torch.empty_like(rows) for _ in range(getattr(world.mesh, axis))]
+            dist.all_gather(every, rows, group=world.group(axis))
+            rows = torch.cat(every)
+    return torch.cat([part[:n] for part, n in zip(rows.split(most), shares, strict=True)])
+
+
+def draw_shared(
+    draw: Callable[[range], Float[Tensor, "m *s"]], count: int, world: World
+) -> Float[Tensor, "n *s"]:
+    """`count` members, of which `draw` draws those that it is given by number, on every rank, [PAR-18].
+
+    Raises ValueError, on all ranks, for fewer members than data ranks and with whatever error one of them met, [PAR-19].
+    """
+    if count < world.mesh.data:
+        raise ValueError(
+            f"{world.mesh.data} data ranks for {count} members leaves some idle: use fewer ranks, or draw more members"
+        )
+    own, error = None, None
+    mine = world.share(count)
+    try:
+        own = draw(mine)
+    except NotFiniteError as e:
+        error = str(NotFiniteError([mine[m] for m in e.members], e.step, e.steps, e.sigma))
+    except ValueError as e:
+        error = str(e)
+    world.agree(error)
+    assert own is not None
+    return gather_members(own, count, world)

@@ -1,0 +1,195 @@
+"""The mesh: one validated description of how ranks are arranged, and the process groups of its axes.
+
+[PAR-1] four axes, outermost first: ddp, fsdp, tile, tp; the number of ranks is the product of their sizes, and
+        rank = ((i_ddp F + i_fsdp) T + i_tile) P + i_tp
+[PAR-2] ranks that differ in ddp or fsdp have different samples or members; those that differ in tile alone, the same
+        samples and different tiles; those that differ in tp alone, the same of everything but weights
+[PAR-3] n things over R ranks: rank r has those from floor(r n / R) to floor((r + 1) n / R); a rank with nothing to do
+        is refused
+[PAR-4] a mesh that does not fit is refused before any work, in words: heads that tp does not divide, fewer tiles than
+        tile ranks, fewer samples or members than data ranks, another number of ranks than the world has
+
+An *axis* is of a mesh, a *dim* of a tensor. The paper: DDP between sub-clusters, FSDP between nodes, tensor and tile
+parallelism within; there tiles are innermost. Here tensor parallelism is, since it sends most.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from storm_ref.config import StormConfig
+
+__all__ = ["AXES", "Mesh", "World", "share", "start"]
+
+AXES = ("ddp", "fsdp", "tile", "tp")
+TIMEOUT = 30.0  # seconds that a rank waits for another
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Sizes of the four axes. Raises ValueError for a size below one."""
+
+    ddp: int = 1
+    fsdp: int = 1
+    tile: int = 1
+    tp: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in AXES:
+            if getattr(self, axis) < 1:
+                raise ValueError(f"an axis of a mesh has at least one rank, got {axis}={getattr(self, axis)}")
+
+    @staticmethod
+    def parse(text: str) -> "Mesh":
+        """From `ddp=1,fsdp=2,tile=2,tp=1`; an axis left out has size 1. Raises ValueError, naming the remedy."""
+        sizes: dict[str, int] = {}
+        for part in filter(None, text.split(",")):
+            axis, _, size = (word.strip() for word in part.partition("="))
+            if axis not in AXES or axis in sizes or not size.isascii() or not size.isdigit():
+                raise ValueError(f"a mesh is written like ddp=1,fsdp=2,tile=2,tp=1, each axis once, got {text!r}")
+            sizes[axis] = int(size)
+        return Mesh(**sizes)
+
+    def __str__(self) -> str:
+        return ",".join(f"{axis}={size}" for axis, size in zip(AXES, self.shape, strict=True))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(ddp, fsdp, tile, tp)."""
+        return self.ddp, self.fsdp, self.tile, self.tp
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.data * self.tile * self.tp
+
+    @property
+    def data(self) -> int:
+        """Number of data ranks, ddp x fsdp: among so many samples and members are shared out."""
+        return self.ddp * self.fsdp
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """The place of a rank on each axis, [PAR-1]. Raises ValueError for a rank outside the mesh."""
+        if not 0 <= rank < self.size:
+            raise ValueError(f"the mesh {self} has ranks 0 to {self.size - 1}, got {rank}")
+        place = {}
+        for axis in reversed(AXES):
+            rank, place[axis] = divmod(rank, getattr(self, axis))
+        return {axis: place[axis] for axis in AXES}
+
+    def check(self, config: StormConfig, tiles: int | None = None, samples: int | None = None) -> None:
+        """Raises ValueError, saying what to change, unless network, tiles and samples (or members) can be shared out.
+
+        See [PAR-4].
+        """
+        if config.heads % self.tp:
+            raise ValueError(f"tp={self.tp} does not divide the {config.heads} heads: choose a tp that does")
+        if tiles is not None and tiles < self.tile:
+            raise ValueError(f"tile={self.tile} ranks for {tiles} tiles leaves some idle: use fewer, or smaller tiles")
+        if samples is not None and samples < self.data:
+            raise ValueError(
+                f"ddp={self.ddp} x fsdp={self.fsdp} = {self.data} data ranks for {samples} samples or members leaves "
+                "some idle: use fewer ranks, or draw more"
+            )
+
+
+def share(count: int, ranks: int, rank: int) -> range:
+    """Which of `count` things in a row are a rank's, [PAR-3]."""
+    return range(rank * count // ranks, (rank + 1) * count // ranks)
+
+
+class World:
+    """A mesh come to life: the process groups of its axes as this rank sees them. Made by every rank alike.
+
+    Raises ValueError when the process group has another number of ranks than the mesh.
+    """
+
+    def __init__(self, mesh: Mesh, device: str = "cpu") -> None:
+        if dist.get_world_size() != mesh.size:
+            raise ValueError(
+                f"the mesh {mesh} has {mesh.size} ranks, but {dist.get_world_size()} were started: change the mesh, or "
+                f"start with torchrun --nproc-per-node {mesh.size}"
+            )
+        self.mesh, self.device, self.rank = mesh, torch.device(device), dist.get_rank()
+        self.devices: DeviceMesh = init_device_mesh(self.device.type, mesh.shape, mesh_dim_names=AXES)
+        self.place = mesh.coordinates(self.rank)
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """The ranks that differ from this one in `axis` alone, in the order of the axis."""
+        return self.devices.get_group(axis)
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the data ranks this is, ddp before fsdp."""
+        return self.place["ddp"] * self.mesh.fsdp + self.place["fsdp"]
+
+    @cached_property
+    def data_ranks(self) -> Mapping[int, int]:
+        """The global rank of each data rank's first tile and tp rank."""
+        return {d: d * self.mesh.tile * self.mesh.tp for d in range(self.mesh.data)}
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that speaks and writes for all."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which samples or members are this rank's, [PAR-2]."""
+        return share(count, self.mesh.data, self.data_rank)
+
+    def sum(self, value: torch.Tensor, *axes: str) -> torch.Tensor:
+        """The sum over the ranks of these axes, the same bits on each of them; not differentiated."""
+        total = value.detach().clone()
+        for axis in axes:
+            if getattr(self.mesh, axis) > 1:
+                dist.all_reduce(total, group=self.group(axis))
+        return total
+
+    def agree(self, error: str | None) -> None:
+        """Let all ranks fail together: raises ValueError on each of them with the first error that any of them has."""
+        errors: list[Any] = [None] * self.mesh.size
+        dist.all_gather_object(errors, error)
+        for rank, text in enumerate(errors):
+            if text is not None:
+                raise ValueError(f"rank {rank}: {text}" if self.mesh.size > 1 else text)
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        dist.barrier()
+
+
+def start(mesh: Mesh, timeout: float = TIMEOUT, device: str | None = None) -> World:
+    """The world of a process that torchrun has started: NCCL where every rank has a GPU of its own, else gloo.
+
+    device: `cpu` or `cuda`, None for that choice. Raises ValueError when torchrun did not start this process, or started
+    another number of ranks than the mesh has.
+    """
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"--mesh {mesh} needs {mesh.size} processes, and this one is alone ({', '.join(missing)} not set): start it "
+            f"with torchrun --nproc-per-node {mesh.size} -m storm_ref ..."
+        )
+    if int(os.environ["WORLD_SIZE"]) != mesh.size:
+        raise ValueError(
+            f"the mesh {mesh} has {mesh.size} ranks, but {os.environ['WORLD_SIZE']} were started: change the mesh, or "
+            f"start with torchrun --nproc-per-node {mesh.size}"
+        )
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", mesh.size))
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= here else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    return World(mesh, device)
+
+

@@ -1,0 +1,154 @@
+"""Weights over ranks (HSDP), gradients that agree with the serial run's, and checkpoints that know of no mesh.
+
+With N valid points in the whole batch and domain, e_i the weighted squared error of point i ([EDM-3]), M data ranks:
+
+[PAR-12] a data rank's loss is  (M / N) sum of e_i over its own samples;  their mean over data ranks is the serial loss.
+         N is of the whole batch: a mean of means would weigh points by where they happen to lie
+[PAR-13] gradients are averaged over ddp and fsdp, summed over tile (each tile rank has those of its own tiles), and left
+         alone over tp, where replicated weights have the same gradient on every rank
+[PAR-14] the norm that gradients are clipped by is that of the whole gradient: squares are summed over fsdp shards and
+         over tp parts, and replicated weights count once
+[PAR-15] a weight, its gradient and its moments are cut alike, so that an optimiser's step, elementwise, has the serial
+         bits given the serial gradients
+[PAR-16] fsdp: every block and the root are units of their own, gathered before use and freed after it
+[PAR-17] a checkpoint holds whole tensors under the serial names; any mesh, and a serial program, can write or read it
+
+References: Zhao et al. (2023), FSDP; Rajbhandari et al. (2020), ZeRO.
+"""
+
+
+
+from functools import partial
+
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from storm_ref.denoiser import Storm
+from storm_ref.parallel.mesh import World
+from storm_ref.parallel.tensor import cut, cut_dim, join
+
+__all__ = [
+    "clip_gradients",
+    "gather_whole",
+    "gradient_norm",
+    "local",
+    "place_whole",
+    "recompute",
+    "scaled_loss",
+    "shard_weights",
+    "sum_tile_gradients",
+    "whole_loss",
+]
+
+
+def recompute(network: Storm) -> Storm:
+    """Activation checkpointing: a block keeps its inputs alone, and runs again when its gradient is wanted."""
+    for block in network.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    return network
+
+
+def shard_weights(root: nn.Module, network: Storm, world: World, keep: bool = False) -> None:
+    """[PAR-16], in place: `root` is the module whose forward runs all of one step, `network` itself or one that has it.
+
+    keep: weights stay gathered after their first use, as inference with gradients in the state wants it. Nothing is
+    done for one data rank.
+    """
+    mesh = world.mesh
+    if mesh.data == 1:
+        return
+    devices = world.devices["fsdp"] if mesh.ddp == 1 else world.devices["ddp", "fsdp"]
+    for block in network.blocks:
+        fully_shard(block, mesh=devices, reshard_after_forward=not keep)
+    fully_shard(root, mesh=devices, reshard_after_forward=False)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a weight, a gradient or a moment."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def scaled_loss(
+    squares: Float[Tensor, "*s"], valid: Tensor | None, world: World, sharded: bool = True
+) -> Float[Tensor, ""]:
+    """[PAR-12]: this rank's share of the mean of weighted squared errors, times the number of data ranks.
+
+    squares, valid: of the rank's own samples, and of its own points where `sharded`; else the same on every tile rank.
+    Raises ValueError, on every rank, when no point is valid anywhere.
+    """
+    own = squares.sum() if valid is None else squares[valid].sum()
+    count = torch.tensor(squares.numel() if valid is None else int(valid.sum()), device=squares.device)
+    count = world.sum(count, "ddp", "fsdp", *(["tile"] if sharded else []))
+    if int(count) == 0:
+        raise ValueError("no point is valid: a loss over nothing is not zero; leave the sample out")
+    return world.mesh.data / count.to(own) * own
+
+
+def whole_loss(loss: Float[Tensor, ""], world: World, sharded: bool = True) -> float:
+    """The serial run's loss from every rank's `scaled_loss`, the same number on each rank."""
+    total = world.sum(loss.detach().double(), "ddp", "fsdp", *(["tile"] if sharded else []))
+    return float(total) / world.mesh.data
+
+
+def sum_tile_gradients(network: nn.Module, world: World) -> None:
+    """The sum of [PAR-13] over tile ranks, all gradients in one message; a weight without a gradient gets a zero one.
+
+    The mean over ddp and fsdp has been taken, by fully_shard, when backward returns.
+    """
+    if world.mesh.tile == 1:
+        return
+    for weight in network.parameters():
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    slopes = [local(weight.grad) for weight in network.parameters() if weight.grad is not None]
+    flat = torch.cat([slope.flatten() for slope in slopes])
+    dist.all_reduce(flat, group=world.group("tile"))
+    for slope, total in zip(slopes, flat.split([slope.numel() for slope in slopes]), strict=True):
+        slope.copy_(total.view_as(slope))
+
+
+def gradient_norm(network: nn.Module, world: World) -> Float[Tensor, ""]:
+    """The 2-norm of the whole gradient, float64, [PAR-14]."""
+    squares = {True: torch.zeros((), dtype=torch.float64), False: torch.zeros((), dtype=torch.float64)}
+    for name, weight in network.named_parameters():
+        if weight.grad is not None:
+            squares[cut_dim(name) is not None] += local(weight.grad).double().square().sum().cpu()
+    parts = world.sum(squares[True].to(world.device), "tp")
+    return world.sum(parts + squares[False].to(world.device), "fsdp").sqrt()
+
+
+def clip_gradients(network: nn.Module, most: float, world: World) -> Float[Tensor, ""]:
+    """Scale the gradient so that its norm is at most `most`, as torch.nn.utils.clip_grad_norm_; returns the norm."""
+    norm = gradient_norm(network, world)
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    for weight in network.parameters():
+        if weight.grad is not None:
+            local(weight.grad).mul_(factor.to(weight.grad.dtype))
+    return norm
+
+
+def gather_whole(name: str, part: Tensor, world: World) -> Tensor:
+    """The whole of a weight, or of something cut like it, on every rank, [PAR-17]: all ranks call this together."""
+    with torch.no_grad():
+        own = part.full_tensor() if isinstance(part, DTensor) else part.detach()
+        if world.mesh.tp == 1 or cut_dim(name) is None:
+            return own
+        parts = [torch.empty_like(own) for _ in range(world.mesh.tp)]
+        dist.all_gather(parts, own.contiguous(), group=world.group("tp"))
+        return join(name, parts)
+
+
+@torch.no_grad()
+def place_whole(name: str, whole: Tensor, part: Tensor, world: World) -> None:
+    """Fill this rank's `part` of a weight, or of something cut like it, from the whole, [PAR-17]."""
+    own = cut(name, whole, world.mesh.tp, world.place["tp"])
+    if isinstance(part, DTensor):
+        rows = -(-len(own) // world.mesh.fsdp)
+        own = own[rows * world.place["fsdp"] : rows * (world.place["fsdp"] + 1)]
+    local(part).copy_(own)
