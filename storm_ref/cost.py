@@ -275,8 +275,8 @@ def peak_memory(c: StormConfig, n: int, chunk: int, itemsize: int, batch: int = 
 class Traffic:
     """Messages that a rank takes part in, and the bytes that it hands in. Traffics add; n * traffic is n runs.
 
-    Bytes of an all-reduce or reduce-scatter are those of its input, of an all-gather those of the rank's own part, of an
-    all-to-all those for other ranks: what algorithm carries them, and how often it sends them on, is not in it.
+    Bytes of an all-reduce or reduce-scatter are those of its input, of an all-gather those of the rank's own part, of
+    an all-to-all those for other ranks: what algorithm carries them, and how often it sends them on, is not in it.
     """
 
     messages: int = 0
@@ -374,7 +374,14 @@ def block_shapes(c: StormConfig, tp: int = 1) -> list[tuple[int, ...]]:
     heads = [((d, d), 0), ((d,), 0), ((d, d), 0), ((d, d), 0), ((d,), 0), ((d, d), 1), ((d,), None)]  # q, k, v, out
     mlp = [((hidden, d), 0), ((hidden,), 0), ((d, hidden), 1), ((d,), None)]
     gates = [((c.heads,), 0)] * 2
-    every: list[tuple[tuple[int, ...], int | None]] = [((9 * d, d), None), ((9 * d,), None), *heads, *heads, *mlp, *gates]
+    every: list[tuple[tuple[int, ...], int | None]] = [
+        ((9 * d, d), None),
+        ((9 * d,), None),
+        *heads,
+        *heads,
+        *mlp,
+        *gates,
+    ]
     return [_cut(shape, dim, tp) for shape, dim in every]
 
 
@@ -389,13 +396,13 @@ def root_shapes(c: StormConfig, tp: int = 1) -> list[tuple[int, ...]]:
 
 
 def part(shapes: Sequence[tuple[int, ...]], ranks: int) -> int:
-    """Numbers of one fsdp rank's part of weights that are cut by rows, the last parts padded to the size of the first."""
+    """Numbers of one fsdp rank's part of weights that are cut by rows, each padded to the size of the first."""
     return sum(-(-shape[0] // ranks) * math.prod(shape[1:]) for shape in shapes)
 
 
 def weight_traffic(c: StormConfig, mesh: Mesh, itemsize: int, calls: int = 1, backward: bool = False) -> Ledger:
-    """fsdp and ddp in one step, [PAR-16], in which every block runs `calls` times: weights are gathered before each use,
-    the root's once; backwards gathered again, gradients scattered over fsdp and their parts summed over ddp.
+    """fsdp and ddp in one step, [PAR-16], in which every block runs `calls` times: weights are gathered before each
+    use, the root's once; backwards gathered again, gradients scattered over fsdp and their parts summed over ddp.
     """
     block, root = (part(shapes, mesh.fsdp) * itemsize for shapes in (block_shapes(c, mesh.tp), root_shapes(c, mesh.tp)))
     units = [*[block] * c.depth, root]

@@ -82,7 +82,7 @@ def test_weighted_loss_is_one_for_the_gaussian(generator: torch.Generator) -> No
     x = c.apply(noise[0], lambda v: v.sqrt()).float()
     index = torch.zeros(1500).long()
     past = samples.anomaly[samples.past[index]]
-    batch = training._Batch(x, torch.ones_like(x).bool(), past, index)
+    batch = training.Batch(x, torch.ones_like(x).bool(), past, index)
     for level in (0.1, 1.0, 10.0):
         sigma = torch.full((1500,), level, dtype=torch.float64)
         with torch.no_grad():
@@ -96,7 +96,7 @@ def test_weighted_loss_with_rank_0_has_the_weight_of_edm(generator: torch.Genera
     model = replace(model, covariance=white((2, 12, 16), 1.0).to(torch.float32))
     index, sigma = torch.tensor([3]), torch.tensor([0.7]).double()
     noise = torch.randn(1, 2, 12, 16, generator=generator)
-    batch = training._mixed(samples, index, 1, generator)
+    batch = training.mixed(samples, index, 1, generator)
     got = weighted_loss(model, samples, batch, sigma, noise)
     _, c_out, _, _ = precondition_coefficients(sigma, 1.0)
     mean = precondition(lambda z, _: torch.zeros_like(z), batch.x + 0.7 * noise, sigma, model.covariance)
@@ -111,7 +111,7 @@ def test_weighted_loss_leaves_invalid_points_out(generator: torch.Generator) -> 
     noise = torch.randn(52, 2, 12, 16, generator=generator)
     # F = 0 and a white covariance: each point's estimate depends on that point alone.
     model = replace(model, covariance=white((2, 12, 16), 1.0).to(torch.float32))
-    batch = training._mixed(samples, index, 1, generator)
+    batch = training.mixed(samples, index, 1, generator)
     wild = replace(batch, x=torch.where(batch.valid, batch.x, 1e6))
     with torch.no_grad():
         assert torch.equal(*(weighted_loss(model, samples, b, sigma, noise) for b in (batch, wild)))
@@ -125,7 +125,7 @@ def test_weighted_loss_by_tiles_is_that_of_the_tiled_denoiser(generator: torch.G
     randomise(model.network, generator)
     index, sigma = torch.tensor([3, 5]), torch.tensor([0.7, 2.0]).double()
     noise = torch.randn(2, 2, 12, 16, generator=generator)
-    batch = training._mixed(samples, index, 1, generator)
+    batch = training.mixed(samples, index, 1, generator)
     plain, one, found = (
         weighted_loss(replace(model, tiling=tiling), samples, batch, sigma, noise)
         for tiling in (None, Tiling.whole((12, 16), False, (3, 4)), cut)
@@ -179,7 +179,7 @@ def test_mixed_is_a_rotation_of_transitions_of_one_hour(generator: torch.Generat
     frames[torch.arange(8, 60) - 1] = marks  # the newest past frame of transition i is frame 7 + i
     known = torch.ones_like(marks).bool()
     marked = replace(samples, departure=marks, valid=known, anomaly=frames)
-    batch = training._mixed(marked, index, 3, generator)
+    batch = training.mixed(marked, index, 3, generator)
     used = batch.x.abs().amax((2, 3)) > 0
     assert used[0, 5] and used[1, 6]
     assert (samples.clock[used[0]] == samples.clock[5]).all()
@@ -194,7 +194,7 @@ def test_mixed_is_a_rotation_of_transitions_of_one_hour(generator: torch.Generat
 
 def test_mixed_of_one_is_the_data(generator: torch.Generator) -> None:
     _, samples = made()
-    batch = training._mixed(samples, torch.tensor([4, 9]), 1, generator)
+    batch = training.mixed(samples, torch.tensor([4, 9]), 1, generator)
     assert torch.equal(batch.x, samples.departure[[4, 9]])
     assert torch.equal(batch.past, samples.anomaly[samples.past[[4, 9]]])
 
@@ -301,7 +301,7 @@ def test_train_invalid_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"state\.safetensors: cannot be read"):
         train(*made(), SMALL, checkpoint=path)
     write_tensors(path, "storm-ref model 1", {"a": torch.ones(1)}, {})
-    with pytest.raises(ValueError, match="not 'storm-ref training state 1'"):
+    with pytest.raises(ValueError, match="not 'storm-ref training state 2'"):
         train(*made(), SMALL, checkpoint=path)
 
 

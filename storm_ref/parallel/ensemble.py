@@ -34,15 +34,13 @@ def gather_members(own: Float[Tensor, "m *s"], count: int, world: World) -> Floa
             every = [torch.empty_like(rows) for _ in range(getattr(world.mesh, axis))]
             dist.all_gather(every, rows, group=world.group(axis))
             rows = torch.cat(every)
-    return torch.cat([part[:n] for part, n in zip(rows.split(most), shares, strict=True)])
+    return torch.cat([part[:n] for part, n in zip(torch.split(rows, most), shares, strict=True)])
 
 
-def draw_shared(
-    draw: Callable[[range], Float[Tensor, "m *s"]], count: int, world: World
-) -> Float[Tensor, "n *s"]:
+def draw_shared(draw: Callable[[range], Float[Tensor, "m *s"]], count: int, world: World) -> Float[Tensor, "n *s"]:
     """`count` members, of which `draw` draws those that it is given by number, on every rank, [PAR-18].
 
-    Raises ValueError, on all ranks, for fewer members than data ranks and with whatever error one of them met, [PAR-19].
+    Raises ValueError, on all ranks, for fewer members than data ranks and with whatever error one met, [PAR-19].
     """
     if count < world.mesh.data:
         raise ValueError(

@@ -14,6 +14,7 @@ parallelism within; there tiles are innermost. Here tensor parallelism is, since
 """
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from storm_ref.config import StormConfig
 
-__all__ = ["AXES", "Mesh", "World", "share", "start"]
+__all__ = ["AXES", "TIMEOUT", "AgreedError", "Mesh", "World", "share", "start"]
 
 AXES = ("ddp", "fsdp", "tile", "tp")
 TIMEOUT = 30.0  # seconds that a rank waits for another
@@ -105,19 +106,24 @@ def share(count: int, ranks: int, rank: int) -> range:
     return range(rank * count // ranks, (rank + 1) * count // ranks)
 
 
+class AgreedError(ValueError):
+    """An error that every rank of the world raises."""
+
+
 class World:
     """A mesh come to life: the process groups of its axes as this rank sees them. Made by every rank alike.
 
     Raises ValueError when the process group has another number of ranks than the mesh.
     """
 
-    def __init__(self, mesh: Mesh, device: str = "cpu") -> None:
+    def __init__(self, mesh: Mesh, device: str = "cpu", store: Any = None) -> None:
         if dist.get_world_size() != mesh.size:
             raise ValueError(
                 f"the mesh {mesh} has {mesh.size} ranks, but {dist.get_world_size()} were started: change the mesh, or "
                 f"start with torchrun --nproc-per-node {mesh.size}"
             )
         self.mesh, self.device, self.rank = mesh, torch.device(device), dist.get_rank()
+        self.store = store  # through which ranks met: what is left to talk through when a process group fails
         self.devices: DeviceMesh = init_device_mesh(self.device.type, mesh.shape, mesh_dim_names=AXES)
         self.place = mesh.coordinates(self.rank)
 
@@ -153,29 +159,40 @@ class World:
         return total
 
     def agree(self, error: str | None) -> None:
-        """Let all ranks fail together: raises ValueError on each of them with the first error that any of them has."""
+        """Let all ranks fail together: raises AgreedError on each of them with the first error that any of them has."""
         errors: list[Any] = [None] * self.mesh.size
         dist.all_gather_object(errors, error)
         for rank, text in enumerate(errors):
             if text is not None:
-                raise ValueError(f"rank {rank}: {text}" if self.mesh.size > 1 else text)
+                raise AgreedError(text if len(set(errors)) == 1 else f"rank {rank}: {text}")
 
-    def barrier(self) -> None:
-        """Wait for all."""
+    def silent(self, wait: float = 3.0) -> list[int]:
+        """After a failure: the ranks that have not called this, too, within some seconds: dead, or hanging."""
+        if self.store is None:
+            return []
+        key = "storm-ref/failed/{}/{}"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.store.set(key.format(attempt, self.rank), "1")
+        time.sleep(wait)
+        return [r for r in range(self.mesh.size) if not self.store.check([key.format(attempt, r)])]
+
+    def close(self) -> None:
+        """Wait for all, then part."""
         dist.barrier()
+        dist.destroy_process_group()
 
 
 def start(mesh: Mesh, timeout: float = TIMEOUT, device: str | None = None) -> World:
     """The world of a process that torchrun has started: NCCL where every rank has a GPU of its own, else gloo.
 
-    device: `cpu` or `cuda`, None for that choice. Raises ValueError when torchrun did not start this process, or started
-    another number of ranks than the mesh has.
+    device: `cpu` or `cuda`, None for that choice. Raises ValueError when torchrun did not start this process, or
+    started another number of ranks than the mesh has.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(
-            f"--mesh {mesh} needs {mesh.size} processes, and this one is alone ({', '.join(missing)} not set): start it "
-            f"with torchrun --nproc-per-node {mesh.size} -m storm_ref ..."
+            f"--mesh {mesh} needs {mesh.size} processes, and this one is alone ({', '.join(missing)} not set): start "
+            f"it with torchrun --nproc-per-node {mesh.size} -m storm_ref ..."
         )
     if int(os.environ["WORLD_SIZE"]) != mesh.size:
         raise ValueError(
@@ -189,7 +206,7 @@ def start(mesh: Mesh, timeout: float = TIMEOUT, device: str | None = None) -> Wo
     if device == "cuda":
         torch.cuda.set_device(local)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    return World(mesh, device)
-
-
+    wait = timedelta(seconds=max(timeout, 60))
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
+    return World(mesh, device, store)

@@ -58,7 +58,7 @@ def _serve(pipe: Connection, rank: int, ranks: int, store: str, timeout: float, 
     if device == "cuda":
         torch.cuda.set_device(rank)
     backend = "nccl" if device == "cuda" else "gloo"
-    files = dist.FileStore(store, ranks)
+    files = dist.FileStore(store, ranks)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=files, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
     pipe.send(("ready", None))
     while True:

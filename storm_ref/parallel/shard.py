@@ -2,10 +2,10 @@
 
 With N valid points in the whole batch and domain, e_i the weighted squared error of point i ([EDM-3]), M data ranks:
 
-[PAR-12] a data rank's loss is  (M / N) sum of e_i over its own samples;  their mean over data ranks is the serial loss.
-         N is of the whole batch: a mean of means would weigh points by where they happen to lie
-[PAR-13] gradients are averaged over ddp and fsdp, summed over tile (each tile rank has those of its own tiles), and left
-         alone over tp, where replicated weights have the same gradient on every rank
+[PAR-12] a data rank's loss is  (M / N) sum of e_i over its own samples;  their mean over data ranks is the serial
+         loss. N is of the whole batch: a mean of means would weigh points by where they happen to lie
+[PAR-13] gradients are averaged over ddp and fsdp, summed over tile (each tile rank has those of its own tiles), and
+         left alone over tp, where replicated weights have the same gradient on every rank
 [PAR-14] the norm that gradients are clipped by is that of the whole gradient: squares are summed over fsdp shards and
          over tp parts, and replicated weights count once
 [PAR-15] a weight, its gradient and its moments are cut alike, so that an optimiser's step, elementwise, has the serial
@@ -16,10 +16,7 @@ With N valid points in the whole batch and domain, e_i the weighted squared erro
 References: Zhao et al. (2023), FSDP; Rajbhandari et al. (2020), ZeRO.
 """
 
-
-
 from functools import partial
-
 
 import torch
 import torch.distributed as dist
@@ -50,7 +47,7 @@ __all__ = [
 def recompute(network: Storm) -> Storm:
     """Activation checkpointing: a block keeps its inputs alone, and runs again when its gradient is wanted."""
     for block in network.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return network
 
 
@@ -109,7 +106,7 @@ def sum_tile_gradients(network: nn.Module, world: World) -> None:
     slopes = [local(weight.grad) for weight in network.parameters() if weight.grad is not None]
     flat = torch.cat([slope.flatten() for slope in slopes])
     dist.all_reduce(flat, group=world.group("tile"))
-    for slope, total in zip(slopes, flat.split([slope.numel() for slope in slopes]), strict=True):
+    for slope, total in zip(slopes, torch.split(flat, [slope.numel() for slope in slopes]), strict=True):
         slope.copy_(total.view_as(slope))
 
 
@@ -136,7 +133,7 @@ def clip_gradients(network: nn.Module, most: float, world: World) -> Float[Tenso
 def gather_whole(name: str, part: Tensor, world: World) -> Tensor:
     """The whole of a weight, or of something cut like it, on every rank, [PAR-17]: all ranks call this together."""
     with torch.no_grad():
-        own = part.full_tensor() if isinstance(part, DTensor) else part.detach()
+        own = (part.full_tensor() if isinstance(part, DTensor) else part.detach()).clone()  # never the weight itself
         if world.mesh.tp == 1 or cut_dim(name) is None:
             return own
         parts = [torch.empty_like(own) for _ in range(world.mesh.tp)]

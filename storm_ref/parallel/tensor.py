@@ -59,12 +59,12 @@ class _Sum(torch.autograd.Function):
 
 def copy_to_ranks(x: Float[Tensor, "*s"], group: dist.ProcessGroup) -> Float[Tensor, "*s"]:
     """f, [PAR-5]: where what all ranks have meets weights that are cut."""
-    return _Copy.apply(x, group)  # type: ignore[no-any-return]
+    return _Copy.apply(x, group)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def sum_over_ranks(x: Float[Tensor, "*s"], group: dist.ProcessGroup) -> Float[Tensor, "*s"]:
     """g, [PAR-5]: where parts become what all ranks have, the same bits on each."""
-    return _Sum.apply(x, group)  # type: ignore[no-any-return]
+    return _Sum.apply(x, group)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Sums(nn.Linear):
@@ -110,7 +110,7 @@ class _Hidden(nn.Sequential):
     group: dist.ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(copy_to_ranks(x, self.group))  # type: ignore[no-any-return]
+        return super().forward(copy_to_ranks(x, self.group))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def cut_dim(name: str) -> int | None:
@@ -150,9 +150,9 @@ def tensor_parallel(network: Storm, world: World) -> Storm:
         return network
     group = world.group("tp")
     for name, weight in list(network.named_parameters()):
-        module, _, leaf = name.rpartition(".")
+        owner, _, leaf = name.rpartition(".")
         part = nn.Parameter(cut(name, weight.detach(), ranks, rank).clone(), weight.requires_grad)
-        setattr(network.get_submodule(module), leaf, part)
+        setattr(network.get_submodule(owner), leaf, part)
     for module in network.modules():
         if isinstance(module, Block):
             _become(module.mlp, _Hidden, group)

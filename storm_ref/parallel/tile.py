@@ -2,9 +2,10 @@
 
 With R ranks of the tile axis, points in the order of their tiles' cores:
 
-[PAR-8]  rank r has a run of tiles, row-major, [PAR-3], and owns the points of their cores: of a state x [b, C, H, W] its
-         *shard* is x_r [b, C, P_r]
-[PAR-9]  gather: the extents of the rank's tiles from everybody's shards, one all-to-all; gradients go back by its adjoint
+[PAR-8]  rank r has a run of tiles, row-major, [PAR-3], and owns the points of their cores: of a state x [b, C, H, W]
+         its *shard* is x_r [b, C, P_r]
+[PAR-9]  gather: the extents of the rank's tiles from everybody's shards, one all-to-all; gradients go back by its
+         adjoint
 [PAR-10] blend: w_i * D_i where a tile has weight, to the owners of the points, one all-to-all; an owner adds what it is
          sent in the order of the tiles in the serial sum, so that T[D] has the serial run's bits
 [PAR-11] collect: all shards become the whole state on every rank, whose gradient is the same on each; scatter, the
@@ -17,7 +18,7 @@ The paper: halo exchange and blending at each step (Fig. 3a). Shards, order and 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -38,6 +39,7 @@ __all__ = [
     "Tiles",
     "bind_sharded",
     "compress_sharded",
+    "conditions",
     "on_whole",
     "points_of",
     "tiled_sharded",
@@ -57,7 +59,7 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        return _AllToAll.apply(slope, ctx.receive, ctx.send, ctx.group), None, None, None
+        return _AllToAll.apply(slope, ctx.receive, ctx.send, ctx.group), None, None, None  # type: ignore[no-untyped-call]
 
 
 class _Collect(torch.autograd.Function):
@@ -75,7 +77,7 @@ class _Collect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Scatter.apply(slope, ctx.counts, ctx.rank, ctx.group), None, None, None
+        return _Scatter.apply(slope, ctx.counts, ctx.rank, ctx.group), None, None, None  # type: ignore[no-untyped-call]
 
 
 class _Scatter(torch.autograd.Function):
@@ -84,11 +86,11 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int, group: dist.ProcessGroup) -> Tensor:
         ctx.counts, ctx.rank, ctx.group = counts, rank, group
-        return rows.split(counts)[rank].clone()
+        return torch.split(rows, counts)[rank].clone()
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Collect.apply(slope, ctx.counts, ctx.rank, ctx.group), None, None, None
+        return _Collect.apply(slope, ctx.counts, ctx.rank, ctx.group), None, None, None  # type: ignore[no-untyped-call]
 
 
 def points_of(tiling: Tiling, ranks: int) -> list[Int[Tensor, " p"]]:
@@ -143,7 +145,9 @@ class Exchange:
         return self._send(rows[self.order], self.receive, self.send)
 
     def _send(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        return rows if self.alone else _AllToAll.apply(rows, send, receive, self.group)  # type: ignore[no-any-return]
+        if self.alone:
+            return rows
+        return _AllToAll.apply(rows, send, receive, self.group)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -193,23 +197,24 @@ class Tiles:
         """[PAR-11]: as `shard`; the gradient is that of the whole, on every rank."""
         rows = x.flatten(-2).movedim(-1, 0)[self._every]
         if len(self.counts) > 1:
-            rows = _Scatter.apply(rows, self.counts, self.rank, self.world.group("tile"))
+            rows = _Scatter.apply(rows, self.counts, self.rank, self.world.group("tile"))  # type: ignore[no-untyped-call]
         return rows.movedim(0, -1)
 
     def collect(self, shard: Float[Tensor, "*s p"]) -> Float[Tensor, "*s h w"]:
         """[PAR-11]: the whole from all shards, on every rank."""
         rows = shard.movedim(-1, 0)
         if len(self.counts) > 1:
-            rows = _Collect.apply(rows, self.counts, self.rank, self.world.group("tile"))
-        return rows[self._home].movedim(0, -1).unflatten(-1, (self.tiling.y.length, self.tiling.x.length))
+            rows = _Collect.apply(rows, self.counts, self.rank, self.world.group("tile"))  # type: ignore[no-untyped-call]
+        return rearrange(rows[self._home], "(i j) ... -> ... i j", j=self.tiling.x.length)
 
     def gather(self, shard: Float[Tensor, "b c p"]) -> list[Float[Tensor, "tb c h w"]]:
         """[PAR-9]: extents of the rank's tiles, one tensor a batch of tiles, tile-major."""
         rows = self.extents.pull(shard.movedim(-1, 0))
         found = []
         for batch in self.batches:
-            part = rows[batch.rows].unflatten(0, (len(batch.tiles), *batch.tiles[0].weight.shape))
-            found.append(rearrange(part, "t i j b c -> (t b) c i j").contiguous())
+            i, j = batch.tiles[0].weight.shape
+            extents = rearrange(rows[batch.rows], "(t i j) b c -> (t b) c i j", i=i, j=j)
+            found.append(extents.contiguous())
         return found
 
     def blend(self, results: Sequence[Float[Tensor, "tb c h w"]]) -> Float[Tensor, "b c p"]:
@@ -283,20 +288,19 @@ def on_whole(denoise: Denoise, parts: Tiles) -> Denoise:
     return lambda x, sigma: parts.collect(denoise(parts.scatter(x), sigma))
 
 
-def bind_sharded(
-    network: Storm, condition: Condition, parts: Tiles, memory: Float[Tensor, "b d p"] | None = None
-) -> Denoise:
-    """D(x; sigma) of one analysis by tiles, on shards: as `tiling.bind_tiled`.
+def conditions(
+    condition: Condition, parts: Tiles, patch: tuple[int, int], memory: Float[Tensor, "b d p"] | None = None
+) -> Callable[[Sequence[Tile], int], Condition]:
+    """What each batch of the rank's tiles is told, for so many members; made once.
 
     memory: this rank's shard of the memory tokens, from `compress_sharded`, in place of the condition's; it is gathered
-    once.
+    here, once an analysis.
     """
-    dtype, patch = network.final.weight.dtype, network.config.patch
     gathered = None if memory is None else Tiles(token_tiling(parts.tiling, patch), parts.world, parts.together)
     tokens = None if gathered is None or memory is None else gathered.gather(memory)
     kept: dict[tuple[int, int], Condition] = {}
 
-    def cropped(batch: Sequence[Tile], members: int) -> Condition:
+    def make(batch: Sequence[Tile], members: int) -> Condition:
         found = Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], members)
         if tokens is None:
             return found
@@ -304,11 +308,24 @@ def bind_sharded(
         own = rearrange(tokens[number], "(t b) d i j -> t b i j d", t=len(batch))
         return replace(found, memory=own.expand(-1, members, -1, -1, -1).flatten(0, 1))
 
-    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
-        key = (id(batch), z.shape[0] // len(batch))
+    def of(batch: Sequence[Tile], members: int) -> Condition:
+        key = (id(batch), members)
         if key not in kept:
-            kept[key] = cropped(batch, key[1])
-        return precondition(lambda c, s: network(c, s, kept[key]), z, sigma, network.config.sigma_data, dtype)
+            kept[key] = make(batch, members)
+        return kept[key]
+
+    return of
+
+
+def bind_sharded(
+    network: Storm, condition: Condition, parts: Tiles, memory: Float[Tensor, "b d p"] | None = None
+) -> Denoise:
+    """D(x; sigma) of one analysis by tiles, on shards: as `tiling.bind_tiled`; memory: see `conditions`."""
+    dtype, told = network.final.weight.dtype, conditions(condition, parts, network.config.patch, memory)
+
+    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
+        here = told(batch, z.shape[0] // len(batch))
+        return precondition(lambda c, s: network(c, s, here), z, sigma, network.config.sigma_data, dtype)
 
     return tiled_sharded(local, parts)
 

@@ -20,6 +20,7 @@ from storm_ref.assimilation import Sampler, draw_members, member_noise
 from storm_ref.assimilation import cycle as run_cycle
 from storm_ref.edm import Denoise, schedule
 from storm_ref.guidance import Observations, ObservationsLike, dps, mmps, pigdm, sda
+from storm_ref.parallel.ensemble import draw_shared
 from storm_ref.tiling import Tiling
 from storm_ref.workbench import covariance
 from storm_ref.workbench.data import Fields, history
@@ -107,8 +108,22 @@ def counter(progress: Progress | None, label: str, total: int) -> Callable[[int]
 def draw(
     prior: Prior, observations: Observations | None, noise: Float[Tensor, "draws m c h w"], settings: DrawSettings
 ) -> Float[Tensor, "m c h w"]:
-    """Members of one analysis; they and `observations` are in physical units."""
-    prior, shift = _shared(prior)
+    """Members of one analysis; they and `observations` are in physical units. Ranks share them out, all get all."""
+    if prior.world is None:
+        return _draw(prior, observations, noise, settings)
+    world = prior.world
+
+    def own(members: range) -> Tensor:
+        part = slice(members.start, members.stop)
+        return _draw(prior, observations, noise[:, part], settings, part)
+
+    return draw_shared(own, noise.shape[1], world)
+
+
+def _draw(
+    prior: Prior, observations: Observations | None, noise: Tensor, settings: DrawSettings, own: slice = slice(None)
+) -> Tensor:
+    prior, shift = _shared(prior, own)
     noise = noise + shift / settings.sigma_max  # each member starts about its own background
     if observations is None:
         return prior.physical(draw_members(prior.denoise, noise, settings.sampler))
@@ -130,8 +145,9 @@ def without_network(prior: Prior) -> Prior:
     return replace(prior, denoise=denoise)
 
 
-def _shared(prior: Prior) -> tuple[Prior, Float[Tensor, "b c h w"]]:
-    """The same prior about one background for all members, so that all of them see the same observations; and d.
+def _shared(prior: Prior, own: slice) -> tuple[Prior, Float[Tensor, "b c h w"]]:
+    """The same prior about one background for all members, so that all of them see the same observations; and d of
+    this rank's own.
 
     With d_m the distance of member m's background from their mean, its denoiser becomes D_m(x - d_m) + d_m.
     """
@@ -139,7 +155,7 @@ def _shared(prior: Prior) -> tuple[Prior, Float[Tensor, "b c h w"]]:
     shift = (prior.background - mean) / prior.std[:, None, None]
     if len(shift) == 1:
         return prior, shift
-    inner = prior.denoise
+    inner, shift = prior.denoise, shift[own]
     return replace(prior, background=mean, denoise=lambda x, sigma: inner(x - shift, sigma) + shift), shift
 
 

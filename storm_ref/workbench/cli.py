@@ -2,6 +2,10 @@
 
 Tables go to standard output, numbers to result.json, fields to NetCDF, pictures to PNG. Progress bars are shown on a
 terminal only. Exit code 0: done; 2: refused, the reason and the remedy on standard error and nothing written.
+
+Under torchrun, `--mesh ddp=1,fsdp=1,tile=2,tp=2` shares out the work of train and assimilate among as many processes,
+with the same results to rounding. The first rank alone prints and writes. Exit code 1: a rank failed, or waited for
+others in vain.
 """
 
 import argparse
@@ -9,11 +13,12 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +28,7 @@ from rich.table import Column, Table
 
 from storm_ref import __version__
 from storm_ref.guidance import Observations
+from storm_ref.parallel.mesh import TIMEOUT, AgreedError, Mesh, World, start
 from storm_ref.tiling import Tiling
 from storm_ref.workbench import data, outputs
 from storm_ref.workbench import model as models
@@ -32,11 +38,14 @@ from storm_ref.workbench.demonstration import DemonstrationSettings, demonstrate
 from storm_ref.workbench.ensembles import match, read_ensemble
 from storm_ref.workbench.model import Model
 from storm_ref.workbench.observations import from_mask, from_stations, read_stations
+from storm_ref.workbench.parallel_training import check_shares, train_shared
 from storm_ref.workbench.progress import plain_console, shown
-from storm_ref.workbench.training import TrainSettings, prepare, train
+from storm_ref.workbench.training import Samples, TrainSettings, prepare, train
 from storm_ref.workbench.trial import TrialSettings, run_trial
 
 __all__ = ["main"]
+
+T = TypeVar("T")
 
 TINY = Path(__file__).parents[2] / "tiny_data"
 WORLD, WEIGHTS = TINY / "world.nc", TINY / "storm_tiny.safetensors"
@@ -47,16 +56,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words)
+    arguments.world = None
     try:
         if arguments.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
+        arguments.world = _world(arguments)
         run: Callable[[argparse.Namespace, Mapping[str, str]], None] = arguments.run
         run(arguments, _about(words, arguments))
     except (ValueError, OSError) as error:
-        print(f"storm_ref {arguments.command}: {error}", file=sys.stderr)
+        _complain(arguments, error)
         return 2
+    except RuntimeError as error:  # what process groups raise when another rank is gone or does not answer
+        if arguments.world is None:
+            raise
+        traceback.print_exc()
+        silent = arguments.world.silent()
+        missed = f"; no word from rank {', '.join(map(str, silent))}" if silent else ""
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        _complain(arguments, f"failed, or waited in vain for another rank{missed} ({first})")
+        return 1
+    if arguments.world is not None:
+        arguments.world.close()
     return 0
+
+
+def _world(arguments: argparse.Namespace) -> World | None:
+    """The ranks that this process is one of, or None. Raises ValueError for torchrun without --mesh, or the reverse."""
+    mesh = getattr(arguments, "mesh", None)
+    if mesh is not None:
+        return start(mesh, arguments.timeout)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        many = os.environ["WORLD_SIZE"]
+        raise ValueError(
+            f"{many} processes were started, and no --mesh says how they share the work: add one, or start one"
+        )
+    return None
+
+
+def _complain(arguments: argparse.Namespace, error: object) -> None:
+    """To standard error: once for what all ranks agree on, else with the rank that it happened on."""
+    rank = arguments.world.rank if arguments.world is not None else int(os.environ.get("RANK", 0))
+    if rank and (arguments.world is None or isinstance(error, AgreedError)):
+        return
+    where = "" if arguments.world is None or isinstance(error, AgreedError) else f" (rank {rank})"
+    print(f"storm_ref {arguments.command}{where}: {error}", file=sys.stderr, flush=True)
+
+
+def _together(world: World | None, work: Callable[[], T]) -> T:
+    """Every rank does it, and all fail if one does."""
+    if world is None:
+        return work()
+    result, error = [], None
+    try:
+        result.append(work())
+    except (ValueError, OSError) as e:
+        error = str(e)
+    world.agree(error)
+    return result[0]
+
+
+def _first(world: World | None, write: Callable[[], None]) -> None:
+    """The first rank does it, and all fail if it does."""
+    _together(world, write if world is None or world.first else lambda: None)
+
+
+def _console(world: World | None) -> Console:
+    """The first rank speaks for all."""
+    return plain_console() if world is None or world.first else Console(quiet=True)
 
 
 def _about(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, str]:
@@ -127,6 +194,20 @@ def _add_tiles(parser: argparse.ArgumentParser, plain: str) -> None:
     parser.add_argument("--blend", type=_pair, metavar="HxW", help="half-width of the blending (default: 0)")
 
 
+def _add_mesh(parser: argparse.ArgumentParser) -> None:
+    text = "share the work among the processes that torchrun started, e.g. ddp=1,fsdp=1,tile=2,tp=2"
+    parser.add_argument("--mesh", type=_mesh, metavar="AXES", help=text)
+    wait = "seconds that a rank waits for another before it gives up"
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help=wait)
+
+
+def _mesh(text: str) -> Mesh:
+    try:
+        return Mesh.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="all random numbers follow from it")
 
@@ -138,7 +219,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", type=_time, metavar="DATE", help=f"train before it (bundled world: {WORLD_SPLIT})")
     _add_seed(parser)
     parser.add_argument("--out", type=Path, default=Path("build/model.safetensors"), metavar="FILE", help="the model")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="kept while training; if it exists, resumed")
+    kept = "kept while training, a folder under --mesh; if it exists it is resumed, on any mesh or none"
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help=kept)
+    _add_mesh(parser)
+    twice = "under --mesh: keep only what blocks take in, and run them twice; less memory, more time"
+    parser.add_argument("--recompute", action="store_true", help=twice)
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +263,7 @@ def _add_assimilate(parser: argparse.ArgumentParser) -> None:
     mask = "or observe the data, without errors added, where this constant field of theirs is above 1/2"
     given.add_argument("--mask", metavar="NAME", help=mask)
     parser.add_argument("--out", type=Path, default=Path("build/assimilation"), metavar="DIR", help="for all results")
+    _add_mesh(parser)
 
 
 def _add_forecast(parser: argparse.ArgumentParser) -> None:
@@ -248,14 +334,17 @@ def _time(text: str) -> np.datetime64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2019-03-25 or 2019-03-25T06") from error
 
 
-def _check_out(path: Path, suffixes: tuple[str, ...] = (), folder: bool = False) -> None:
-    """Raises ValueError when a file (or a folder of them) could not be written there: before the work, not after it."""
+def _check_out(path: Path, suffixes: tuple[str, ...] = (), folder: bool = False, either: bool = False) -> None:
+    """Raises ValueError when a file (or a folder of them) could not be written there: before the work, not after it.
+
+    either: file or folder.
+    """
     if suffixes and path.suffix not in suffixes:
         raise ValueError(f"--out {path}: the name must end in {' or '.join(suffixes)}")
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if (folder or there != path) and not there.is_dir():
         raise ValueError(f"--out {path}: {there} is no folder; choose another name")
-    if not folder and path.suffix != ".zarr" and path.is_dir():
+    if not (folder or either) and path.suffix != ".zarr" and path.is_dir():
         raise ValueError(f"--out {path}: this is a folder; name a file in it")
     if not os.access(there, os.W_OK):
         raise ValueError(f"--out {path}: {there} may not be written; choose another place")
@@ -309,19 +398,34 @@ def _training(arguments: argparse.Namespace) -> TrainSettings:
 
 def _train(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
     tiles = {"tile": arguments.tile, "halo": arguments.halo or (0, 0), "blend": arguments.blend or (0, 0)}
-    settings, checkpoint = replace(_training(arguments), **tiles), arguments.checkpoint
-    for path in (arguments.out, checkpoint or arguments.out):
-        _check_out(path)
-    fields = _training_fields(arguments, settings)
-    when = data.targets(fields.time, arguments.step, None, _split(arguments, "split", fields), settings.frames)
-    prepared = prepare(fields, when, arguments.step, settings)
-    if checkpoint is not None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    console = plain_console()
+    settings, checkpoint, world = replace(_training(arguments), **tiles), arguments.checkpoint, arguments.world
+
+    def read() -> tuple[Model, Samples]:
+        _check_out(arguments.out)
+        if checkpoint is not None:
+            _check_out(checkpoint, either=True)
+        fields = _training_fields(arguments, settings)
+        when = data.targets(fields.time, arguments.step, None, _split(arguments, "split", fields), settings.frames)
+        prepared = prepare(fields, when, arguments.step, settings)
+        if world is not None:
+            check_shares(prepared[0], settings, world)
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        return prepared
+
+    prepared, console = _together(world, read), _console(world)
     with shown(console) as progress:
-        model = train(*prepared, settings, progress, checkpoint)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    models.save(model, arguments.out)
+        if world is None:
+            model = train(*prepared, settings, progress, checkpoint)
+        else:
+            spread = {"save_memory": arguments.recompute}
+            model = train_shared(*prepared, settings, world, progress, checkpoint, **spread)
+
+    def write() -> None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        models.save(model, arguments.out)
+
+    _first(world, write)
     held = model.training["held_back"]
     best = min(loss for _, loss in held)
     _say(console, f"loss on the held-back part {held[0][1]:.4f} -> {best:.4f} (network off -> on)")
@@ -343,17 +447,33 @@ def _load(arguments: argparse.Namespace, static: tuple[str, ...] = ()) -> tuple[
 
 
 def _assimilate(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
-    _check_out(arguments.out, folder=True)
-    model, fields = _load(arguments, (arguments.mask,) if arguments.mask else ())
-    drawing, console = _drawing(arguments, fields, model.config.patch), plain_console()
+    world = arguments.world
+
+    def read() -> tuple[Model, Fields, DrawSettings]:
+        _check_out(arguments.out, folder=True)
+        model, fields = _load(arguments, (arguments.mask,) if arguments.mask else ())
+        drawing = _drawing(arguments, fields, model.config.patch)
+        if world is not None:
+            model.check_shares(world, drawing.tiling, drawing.members)
+        return model, fields, drawing
+
+    model, fields, drawing = _together(world, read)
+    if world is not None:
+        model = model.spread(world)
+    console = _console(world)
+    written: list[Path] = []
     if arguments.stations or arguments.mask:
         given = _stations if arguments.stations else _masked
         when, observations, reports = given(arguments, model, fields, drawing)
         with shown(console) as progress:
             members = analyse(model, fields, when, observations, drawing, counter(progress, "analyses", len(when)))
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        written = [arguments.out / "analysis.nc"]
-        data.write(data.to_dataset(members.numpy(), fields, when, about), written[0])
+
+        def write_members() -> None:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            written.append(arguments.out / "analysis.nc")
+            data.write(data.to_dataset(members.numpy(), fields, when, about), written[0])
+
+        _first(world, write_members)
         for t, report in zip(when, reports, strict=True):
             _say(console, f"{np.datetime_as_string(t, unit='m')}: {report}")
     else:
@@ -361,7 +481,8 @@ def _assimilate(arguments: argparse.Namespace, about: Mapping[str, str]) -> None
         settings = DemonstrationSettings(arguments.observed, start, arguments.count, arguments.cycle, drawing)
         with shown(console) as progress:
             result = demonstrate(model, fields, settings, progress)
-        written = outputs.write_demonstration(result, fields, about, arguments.out, str(arguments.data))
+        where = arguments.out, str(arguments.data)
+        _first(world, lambda: written.extend(outputs.write_demonstration(result, fields, about, *where)))
         console.print(_score_table(result.scores, {"STORM": result.scores["fractions"]}))
         _say_vortex(console, result.scores.get("cycle", {}))
     _say(console, "written: " + ", ".join(str(path) for path in written))

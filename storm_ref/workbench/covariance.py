@@ -33,10 +33,11 @@ from torch import Tensor
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise
 from storm_ref.guidance import Observations, ObservationsLike
+from storm_ref.parallel.tile import Tiles, conditions, on_whole, tiled_sharded
 from storm_ref.tiling import Tile, Tiling, tiled
 
-__all__ = ["Covariance", "bind_covariance", "correlation_length", "distance", "fit", "guidance", "output_scale"]
-__all__ += ["precondition", "white"]
+__all__ = ["Covariance", "bind_covariance", "bind_covariance_sharded", "correlation_length", "distance", "fit"]
+__all__ += ["guidance", "output_scale", "precondition", "white"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,26 @@ def bind_covariance(
         return network(z, sigma, kept[key])  # type: ignore[no-any-return]
 
     blended = tiled(local, tiling, together)
+    return lambda x, sigma: precondition(blended, x, sigma, covariance, dtype)
+
+
+def bind_covariance_sharded(
+    network: Storm,
+    condition: Condition,
+    parts: Tiles,
+    covariance: Covariance,
+    memory: Float[Tensor, "b d p"] | None = None,
+) -> Denoise:
+    """The same on whole states that every tile rank has: F is shared out by tiles, the Gaussian part done by each.
+
+    memory: this rank's shard of the memory tokens, as `parallel.tile.conditions` takes it.
+    """
+    dtype, told = network.final.weight.dtype, conditions(condition, parts, network.config.patch, memory)
+
+    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
+        return network(z, sigma, told(batch, z.shape[0] // len(batch)))  # type: ignore[no-any-return]
+
+    blended = on_whole(tiled_sharded(local, parts), parts)
     return lambda x, sigma: precondition(blended, x, sigma, covariance, dtype)
 
 

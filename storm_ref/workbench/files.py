@@ -29,10 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _exchange(part: Path, path: Path, old: Path) -> None:
-    if not (part.is_dir() and path.is_dir()):  # a file never takes the place of a folder: os.replace refuses
+    if not (part.is_dir() and path.exists()):  # a file never takes the place of a folder: os.replace refuses
         os.replace(part, path)
         return
-    os.replace(path, old)  # a folder cannot be renamed onto another, so it steps aside until the new one is there
+    os.replace(path, old)  # a folder cannot be renamed onto anything: what is there steps aside until the new one is
     try:
         os.replace(part, path)
     except BaseException:

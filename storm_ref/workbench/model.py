@@ -8,7 +8,7 @@ The file holds tensors and JSON, nothing that could run code when it is loaded.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,19 @@ from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise
-from storm_ref.tiling import Axis, Tiling
+from storm_ref.parallel.mesh import World
+from storm_ref.parallel.shard import shard_weights
+from storm_ref.parallel.tensor import tensor_parallel
+from storm_ref.parallel.tile import Tiles, compress_sharded
+from storm_ref.tiling import Axis, Tiling, cores
 from storm_ref.tokenisation import region_position, sphere_position
 from storm_ref.workbench.climate import Climate
-from storm_ref.workbench.covariance import Covariance, bind_covariance
+from storm_ref.workbench.covariance import Covariance, bind_covariance, bind_covariance_sharded
 from storm_ref.workbench.data import Fields, calendar, history
 from storm_ref.workbench.files import replacing
 
@@ -68,6 +73,7 @@ class Prior:
     std: Float[Tensor, " c"]
     denoise: Denoise
     covariance: Covariance
+    world: World | None = None  # where the network runs on many ranks: `denoise` is then of this rank's members
 
     def physical(self, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
         """Members in the units of the file."""
@@ -93,6 +99,7 @@ class Model:
     units: tuple[str, ...]
     training: Mapping[str, Any] = field(default_factory=dict)
     tiling: Tiling | None = None  # that it was trained with, and is run with unless the user says otherwise
+    world: World | None = None  # of the ranks that the network is spread over, see `spread`
 
     @property
     def position(self) -> Float[Tensor, "rows cols p"]:
@@ -108,9 +115,7 @@ class Model:
         still = self.static.float().expand(len(known), -1, -1, -1)
         return torch.cat([still, known if self.season else known[:, :2]], 1)
 
-    def anomalies(
-        self, values: Float[Tensor, "t c h w"], time: Shaped[np.ndarray, " t"]
-    ) -> Float[Tensor, "t c h w"]:
+    def anomalies(self, values: Float[Tensor, "t c h w"], time: Shaped[np.ndarray, " t"]) -> Float[Tensor, "t c h w"]:
         """What the network is shown of past frames, float32."""
         return (self.climate.anomalies(values, time) / self.climate.anomaly_std[:, None, None]).float()
 
@@ -124,18 +129,40 @@ class Model:
         """The prior at `when` given K past frames, newest first, in the file's units; batch 1 serves every member."""
         batch, at = len(past), np.array([when])
         anomalies = torch.stack([self.climate.anomalies(frames, times) for frames in past])
-        age = torch.from_numpy(np.asarray((at[:, None] - times) / _HOUR, np.float64)).expand(batch, -1)
         shown = (anomalies / self.climate.anomaly_std[:, None, None]).float()
+        if self.world is not None and batch > 1:
+            own = self.world.share(batch)
+            shown = shown[own.start : own.stop]
+        age = torch.from_numpy(np.asarray((at[:, None] - times) / _HOUR, np.float64)).expand(len(shown), -1)
+        static = self.forcing(times).expand(len(shown), -1, -1, -1, -1)
         with torch.no_grad():
-            static = self.forcing(times).expand(batch, -1, -1, -1, -1)
-            memory = self.network.compress(shown, static, age, self.position)
-        condition = Condition(self.forcing(at), memory, self.position, self.periodic)
-        return Prior(
-            self.climate.background(anomalies, np.repeat(at, batch)),
-            self.climate.departure_std,
-            bind_covariance(self.network, condition, tiling or default_tiling(self), self.covariance),
-            self.covariance,
-        )
+            denoise = self._denoise(shown, static, age, self.forcing(at), tiling or default_tiling(self))
+        background = self.climate.background(anomalies, np.repeat(at, batch))
+        return Prior(background, self.climate.departure_std, denoise, self.covariance, self.world)
+
+    def _denoise(self, past: Tensor, static: Tensor, age: Tensor, now: Tensor, tiling: Tiling) -> Denoise:
+        if self.world is None or self.world.mesh.tile == 1:
+            memory = self.network.compress(past, static, age, self.position)
+            condition = Condition(now, memory, self.position, self.periodic)
+            return bind_covariance(self.network, condition, tiling, self.covariance)
+        parts = Tiles(tiling, self.world)
+        memory = compress_sharded(self.network, past, static, age, self.position, parts)
+        nothing = memory.new_zeros(1).expand(1, *self.position.shape[:2], self.config.width)
+        condition = Condition(now, nothing, self.position, self.periodic)
+        return bind_covariance_sharded(self.network, condition, parts, self.covariance, memory)
+
+    def check_shares(self, world: World, tiling: Tiling | None, members: int) -> None:
+        """Raises ValueError, saying what to change, when heads, tiles or members cannot be shared out, [PAR-4]."""
+        cut = tiling or default_tiling(self)
+        world.mesh.check(self.config, len(cores(cut.y)) * len(cores(cut.x)), members)
+
+    def spread(self, world: World) -> "Model":
+        """The same model on the ranks of a world, ready to draw; the one given is not to be used any more."""
+        network = tensor_parallel(self.network, world)
+        shard_weights(network, network, world, keep=True)
+        if world.mesh.data > 1:
+            register_fsdp_forward_method(network, "compress")
+        return replace(self, network=network, world=world)
 
     def prior_at(self, fields: Fields, when: np.datetime64, tiling: Tiling | None = None) -> Prior:
         """The prior at `when` from the true past in `fields`. Raises ValueError when they are not of this model's kind,

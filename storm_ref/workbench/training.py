@@ -18,6 +18,7 @@ References: Karras et al. (2022), section 5; Loshchilov & Hutter (2019).
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import draw_sigma
 from storm_ref.tiling import Tiling
+from storm_ref.workbench import checkpoints
 from storm_ref.workbench import climate as climates
 from storm_ref.workbench import covariance as covariances
 from storm_ref.workbench.covariance import Covariance, bind_covariance, output_scale, precondition
@@ -38,11 +40,30 @@ from storm_ref.workbench.data import Fields, history
 from storm_ref.workbench.model import Model, default_patch, read_tensors, write_tensors
 from storm_ref.workbench.progress import Progress
 
-__all__ = ["Samples", "TrainSettings", "learning_rate", "prepare", "train", "weighted_loss"]
+__all__ = [
+    "CHECKS",
+    "KIND",
+    "MOMENTS",
+    "Batch",
+    "Samples",
+    "TrainSettings",
+    "averaging",
+    "drawn",
+    "judged",
+    "learning_rate",
+    "mixed",
+    "plain",
+    "prepare",
+    "same_settings",
+    "train",
+    "weighted_loss",
+    "weighted_squares",
+]
 
-_KIND = "storm-ref training state 1"
+KIND = "storm-ref training state 2"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of the optimiser, for each weight
 _YEAR = np.timedelta64(330, "D")
-_CHECKS = 10
+CHECKS = 10  # how often in a run the average is judged and the checkpoint written
 _TOGETHER = 64  # tiles evaluated at a time
 _LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)  # where the held-back loss is measured
 
@@ -169,24 +190,24 @@ def _roots(departure: Float[Tensor, "n c h w"], periodic: bool) -> tuple[Tensor,
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     x: Tensor
     valid: Tensor
     past: Tensor
     index: Tensor
 
 
-def _mixed(samples: Samples, index: Tensor, count: int, generator: torch.Generator) -> _Batch:
+def mixed(samples: Samples, index: Tensor, count: int, generator: torch.Generator) -> Batch:
     """The transitions `index`, each mixed with count - 1 others of its time of day."""
     if count == 1:
-        return _Batch(samples.departure[index], samples.valid[index], samples.anomaly[samples.past[index]], index)
+        return Batch(samples.departure[index], samples.valid[index], samples.anomaly[samples.past[index]], index)
     same = samples.clock[index][:, None] == samples.clock
     others = torch.multinomial(same.float(), count - 1, replacement=True, generator=generator)
     chosen = torch.cat([index[:, None], others], 1)
     fields = torch.randn(*chosen.shape, 1, *samples.departure.shape[-2:], generator=generator)
     fields = samples.roots[0] @ fields @ samples.roots[1]
     fields = fields / fields.square().sum(1, keepdim=True).sqrt()
-    return _Batch(
+    return Batch(
         (fields * samples.departure[chosen]).sum(1),
         samples.valid[chosen].all(1),
         (fields[:, :, None] * samples.anomaly[samples.past[chosen]]).sum(1),
@@ -195,9 +216,16 @@ def _mixed(samples: Samples, index: Tensor, count: int, generator: torch.Generat
 
 
 def weighted_loss(
-    model: Model, samples: Samples, batch: _Batch, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
+    model: Model, samples: Samples, batch: Batch, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, ""]:
     """The loss of the module's equations: one for a network that is still zero, if the data are N(0, Sigma)."""
+    return weighted_squares(model, samples, batch, sigma, noise)[batch.valid].mean()
+
+
+def weighted_squares(
+    model: Model, samples: Samples, batch: Batch, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c h w"]:
+    """What the loss is the mean of, at every point."""
     frames, at = samples.past[batch.index], samples.target[batch.index]
     memory = model.network.compress(batch.past, samples.forcing[frames], samples.age[batch.index], model.position)
     condition = Condition(samples.forcing[at], memory, model.position, model.periodic)
@@ -207,7 +235,7 @@ def weighted_loss(
     else:
         mean = bind_covariance(model.network, condition, model.tiling, model.covariance, _TOGETHER)(noisy, sigma)
     weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2
-    return (weight * (mean - batch.x) ** 2)[batch.valid].mean()
+    return weight * (mean - batch.x) ** 2
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -233,28 +261,27 @@ class _Run:
 
     def save(self, path: Path, settings: TrainSettings) -> None:
         tensors = {"generator": self.generator.get_state()}
-        for name in ("network", "average", "best"):
-            tensors |= {f"{name}.{k}": v for k, v in getattr(self, name).state_dict().items()}
-        for i, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{k}": v for k, v in moments.items()}
-        about = {"step": self.step, "losses": self.losses, "held": self.held, "settings": _plain(settings)}
-        write_tensors(path, _KIND, tensors, about)
+        for part in ("network", "average", "best"):
+            tensors |= {f"{part}.{name}": weight.detach() for name, weight in getattr(self, part).named_parameters()}
+        for name, weight in self.network.named_parameters():
+            moments = self.optimiser.state.get(weight, {})
+            tensors |= {f"optimiser.{name}.{moment}": moments[moment] for moment in MOMENTS if moment in moments}
+        about = {"step": self.step, "losses": self.losses, "held": self.held, "settings": plain(settings)}
+        if path.is_dir():  # begun on many ranks
+            checkpoints.write_folder(path, KIND, tensors, about)
+        else:
+            write_tensors(path, KIND, tensors, about)
 
     def load(self, path: Path, settings: TrainSettings) -> None:
-        tensors, about = read_tensors(path, _KIND)
-        if about["settings"] != _plain(settings):
-            changed = [k for k, v in _plain(settings).items() if about["settings"].get(k) != v]
-            raise ValueError(f"{path}: was trained with other settings ({changed}): use the same or start afresh")
+        tensors, about = checkpoints.read_folder(path, KIND) if path.is_dir() else read_tensors(path, KIND)
+        same_settings(path, about, settings)
         try:
             for name in ("network", "average", "best"):
                 own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
                 getattr(self, name).load_state_dict(own)
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith("optimiser."):
-                    _, i, moment = key.split(".")
-                    state.setdefault(int(i), {})[moment] = value
-            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+            for name, weight in self.network.named_parameters() if about["step"] else ():
+                moments = {moment: tensors[f"optimiser.{name}.{moment}"].view_as(weight) for moment in MOMENTS}
+                self.optimiser.state[weight] = {"step": torch.tensor(float(about["step"]))} | moments
             self.generator.set_state(tensors["generator"])
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{path}: does not fit this network and data ({error}): start afresh") from error
@@ -262,7 +289,15 @@ class _Run:
         self.held = [(int(step), float(loss)) for step, loss in about["held"]]
 
 
-def _plain(settings: TrainSettings) -> dict[str, Any]:
+def same_settings(path: Path, about: Mapping[str, Any], settings: TrainSettings) -> None:
+    """Raises ValueError, naming what differs, for a checkpoint of other settings."""
+    if about["settings"] != plain(settings):
+        changed = [k for k, v in plain(settings).items() if about["settings"].get(k) != v]
+        raise ValueError(f"{path}: was trained with other settings ({changed}): use the same or start afresh")
+
+
+def plain(settings: TrainSettings) -> dict[str, Any]:
+    """Settings as JSON has them."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
 
 
@@ -284,7 +319,7 @@ def train(
     run = _Run(model.network, settings)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint, settings)
-    every, last = max(settings.steps // _CHECKS, 1), settings.steps if stop is None else min(stop, settings.steps)
+    every, last = max(settings.steps // CHECKS, 1), settings.steps if stop is None else min(stop, settings.steps)
     if run.step == 0:
         _judge(run, model, samples, settings)
     while run.step < last:
@@ -297,7 +332,7 @@ def train(
         if progress is not None:
             note = f"loss {run.losses[-1]:.4f}, held back {run.held[-1][1]:.4f}"
             progress("training", run.step, settings.steps, note)
-    record = {"settings": _plain(settings), "losses": run.losses, "held_back": run.held}
+    record = {"settings": plain(settings), "losses": run.losses, "held_back": run.held}
     return replace(model, network=run.best.eval(), covariance=model.covariance.to(torch.float64), training=record)
 
 
@@ -307,24 +342,33 @@ def _split(samples: Samples, settings: TrainSettings) -> int:
 
 
 def _advance(run: _Run, model: Model, samples: Samples, settings: TrainSettings) -> None:
-    count = _split(samples, settings)
     for group in run.optimiser.param_groups:
         group["lr"] = learning_rate(run.step, settings)
-    index = torch.randint(count, (settings.batch,), generator=run.generator)
-    batch = _mixed(_first(samples, count), index, settings.mix, run.generator)
-    sigma = draw_sigma(settings.batch, run.generator, settings.noise_mean, settings.noise_std)
-    noise = torch.randn(batch.x.shape, generator=run.generator)
-    loss = weighted_loss(model, samples, batch, sigma, noise)
+    loss = weighted_loss(model, samples, *drawn(samples, settings, run.generator))
     run.optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), settings.clip)
     run.optimiser.step()
-    keep = min(settings.ema, (1 + run.step) / (10 + run.step))
+    keep = averaging(run.step, settings)
     with torch.no_grad():
         for slow, fast in zip(run.average.parameters(), run.network.parameters(), strict=True):
             slow.lerp_(fast, 1 - keep)
     run.losses.append(loss.item())
     run.step += 1
+
+
+def averaging(step: int, settings: TrainSettings) -> float:
+    """d of the module's equations."""
+    return min(settings.ema, (1 + step) / (10 + step))
+
+
+def drawn(samples: Samples, settings: TrainSettings, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
+    """All that is random in one step: transitions, noise levels [b], noise [b, C, H, W]."""
+    count = _split(samples, settings)
+    index = torch.randint(count, (settings.batch,), generator=generator)
+    batch = mixed(_first(samples, count), index, settings.mix, generator)
+    sigma = draw_sigma(settings.batch, generator, settings.noise_mean, settings.noise_std)
+    return batch, sigma, torch.randn(batch.x.shape, generator=generator)
 
 
 def _first(samples: Samples, count: int) -> Samples:
@@ -335,16 +379,22 @@ def _first(samples: Samples, count: int) -> Samples:
 
 @torch.no_grad()
 def _judge(run: _Run, model: Model, samples: Samples, settings: TrainSettings) -> None:
-    """Loss of the average on the held-back part, always with the same noise; the best so far is kept."""
-    every = max((len(samples.target) - _split(samples, settings)) // 48, 1)
-    index = torch.arange(_split(samples, settings), len(samples.target), every)
-    generator = torch.Generator().manual_seed(settings.seed)
-    averaged, total = replace(model, network=run.average), 0.0
-    for level in _LEVELS:
-        batch = _mixed(samples, index, 1, generator)
-        noise = torch.randn(batch.x.shape, generator=generator)
-        sigma = torch.full((len(index),), level, dtype=torch.float64)
-        total += float(weighted_loss(averaged, samples, batch, sigma, noise)) / len(_LEVELS)
+    """The best average so far is kept."""
+    averaged = replace(model, network=run.average)
+    total = judged(samples, settings, lambda *given: float(weighted_loss(averaged, samples, *given)))
     run.held.append((run.step, total))
     if total <= min(loss for _, loss in run.held):
         run.best.load_state_dict(run.average.state_dict())
+
+
+def judged(samples: Samples, settings: TrainSettings, loss: Callable[[Batch, Tensor, Tensor], float]) -> float:
+    """The loss on the held-back part, at several noise levels, always with the same noise."""
+    every = max((len(samples.target) - _split(samples, settings)) // 48, 1)
+    index = torch.arange(_split(samples, settings), len(samples.target), every)
+    generator, total = torch.Generator().manual_seed(settings.seed), 0.0
+    for level in _LEVELS:
+        batch = mixed(samples, index, 1, generator)
+        noise = torch.randn(batch.x.shape, generator=generator)
+        sigma = torch.full((len(index),), level, dtype=torch.float64)
+        total += loss(batch, sigma, noise) / len(_LEVELS)
+    return total
