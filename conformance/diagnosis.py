@@ -31,6 +31,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "raw": ("sample", "channel", "row", "column"),
     "denoised": ("sample", "channel", "row", "column"),
     "guided": ("sample", "channel", "row", "column"),
+    "blended": ("sample", "channel", "row", "column"),
     "memory": ("sample", "row", "column", "feature"),
     "y": ("sample", "token", "feature"),
     "gamma": ("sample", "head"),

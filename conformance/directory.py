@@ -8,12 +8,15 @@ as a run would. A call without an answer counts as unsupported, so that a folder
 Laws draw the same calls again from the same seed. They are recorded by running each law on an adapter of ours, because
 a law stops at its first surprise; at the check an answer is found by a digest of the call.
 
-A port in Python answers a folder with `python -m conformance.directory answer DIR --adapter MODULE:OBJECT`.
+A port in Python answers a folder with `python -m conformance.directory answer DIR --adapter MODULE:OBJECT`. A port of
+many ranks may write a file a rank, outputs.rankR.safetensors, which are merged (ranks.py); its own launcher starts
+`answer DIR --launched --adapter MODULE:OBJECT` as many times as the mesh has ranks.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,12 +45,24 @@ from conformance.host import answer_of
 from conformance.law import Law
 from conformance.operations import DTYPES, OPERATIONS, PROFILES
 from conformance.port import printable
+from conformance.ranks import RanksError, file_of, number, rank_of, ranks_of, without
 from conformance.runner import Run, run_suite, select
 from conformance.untrusted import file_to_arrays, parse_object, read_file, safetensors_bytes
 from conformance.vectors import write_aside
 from conformance.wire import WireAdapter, command_words, host_words, plain_json, said
 
-__all__ = ["Replay", "answer", "check", "check_folder", "digest", "export", "main", "write_export"]
+__all__ = [
+    "Replay",
+    "answer",
+    "answer_as_rank",
+    "check",
+    "check_folder",
+    "digest",
+    "export",
+    "launched",
+    "main",
+    "write_export",
+]
 
 FORMAT = "storm-export-1"
 ANSWERS = ("outputs.safetensors", "answer.json")
@@ -61,14 +76,25 @@ beside them ONE of
                         {"answer": "unsupported", "reason": "..."}    your port has no such operation
                         {"answer": "error", "type": "...", "message": "..."}    anything else that went wrong
 
+Where params has a mesh and your port runs as many ranks, each may write what it has as outputs.rankR.safetensors (R
+from 0), with the plain names of the outputs; or one of them writes outputs.safetensors for all.
+
 Operations with their inputs, params and outputs: conformance/README.md. params["dtype"] is the dtype of the network.
 Leave a call without an answer and it counts as unsupported; answers may be added at any time. Write under another name
 and rename, so that a job that is cut off leaves no half a file. port.json beside this file, if you like:
 {"name": "my port", "version": "1.0"}.
 
 A port in Python:   python -m conformance.directory answer THIS_FOLDER --adapter MODULE:OBJECT
+The same as ranks:  torchrun --nproc-per-node 4 -m conformance.directory answer THIS_FOLDER --launched --adapter ...
 At the end:         python -m conformance check THIS_FOLDER
 """
+# What launchers call the rank of a process and the number of ranks: torchrun, Open MPI, MPICH and Intel MPI, Slurm.
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+)
 
 
 def digest(op: str, inputs: Mapping[str, Array], params: Params) -> str:
@@ -174,12 +200,31 @@ def _answer_files(folder: Path, name: str) -> dict[str, bytes]:
     place = folder / "calls" / name
     if place.resolve() != folder.resolve() / "calls" / name:
         raise PortFault("protocol", f"calls/{name} is a link to somewhere else")
+    by_rank = [path.name for path in place.glob("outputs.rank*") if rank_of(path.name) is not None]
     found: dict[str, bytes] = {}
-    for file in ANSWERS:
+    for file in (*ANSWERS, *sorted(by_rank)):
         try:
             found[file] = read_file(place / file)
         except FileNotFoundError:
             continue
+    return found
+
+
+def _outputs(name: str, files: Mapping[str, bytes], params: Params) -> dict[str, Array]:
+    """All arrays of a call, those of ranks by `rank.R.NAME`. Raises PortFault when a rank of the mesh has no file."""
+    found = file_to_arrays(files[ANSWERS[0]]) if ANSWERS[0] in files else {}
+    by_rank = {rank: files[file] for file in files if (rank := rank_of(file)) is not None}
+    if not by_rank:
+        return found
+    try:
+        missing = without(by_rank, ranks_of(params) or 0)
+    except RanksError as error:
+        raise PortFault("protocol", f"calls/{name} has files of ranks: {error}") from error
+    if missing:
+        absent = ", ".join(file_of(rank) for rank in range(ranks_of(params) or 0) if rank not in by_rank)
+        raise PortFault("protocol", f"calls/{name} has no {absent}: {missing} did not answer")
+    for rank, data in by_rank.items():
+        found |= {f"rank.{rank}.{key}": value for key, value in file_to_arrays(data).items()}
     return found
 
 
@@ -209,18 +254,19 @@ class Replay:
         if name is None:
             raise Unsupported(f"the export has no such call of {op}; export it again with this suite")
         files = _answer_files(self.folder, name)
-        if len(files) > 1:
-            raise PortFault("protocol", f"calls/{name} has both {' and '.join(ANSWERS)}")
         if not files:
             raise Unsupported(f"calls/{name} has no answer")
-        if ANSWERS[0] in files:
-            return file_to_arrays(files[ANSWERS[0]])
+        if ANSWERS[1] not in files:
+            return _outputs(name, files, params)
+        if len(files) > 1:
+            raise PortFault("protocol", f"calls/{name} has both {' and '.join(sorted(files, reverse=True))}")
         raise said(parse_object(files[ANSWERS[1]]))
 
     def answered(self) -> int:
         """How many calls have something for an answer."""
         places = [self.folder / "calls" / name for name in self.calls.values()]
-        return sum(any((place / file).exists() for file in ANSWERS) for place in places)
+        files = (*ANSWERS, file_of(0))
+        return sum(any((place / file).exists() for file in files) for place in places)
 
 
 def check_folder(replay: Replay, cases: Sequence[Case], laws: Sequence[Law], counts: dict[str, int] | None) -> Run:
@@ -242,7 +288,8 @@ def answer(folder: Path, adapter: Adapter) -> int:
     return done
 
 
-def _answer_call(place: Path, adapter: Adapter, info: Info) -> None:
+def _answer_call(place: Path, adapter: Adapter, info: Info, rank: int | None = None) -> None:
+    """rank: whose outputs these are; what it says in place of outputs is the first rank's to write."""
     request = parse_object(read_file(place / "request.json"))
     op, params = request["op"], request["params"]
     if op not in info.ops or params["dtype"] not in info.dtypes:
@@ -252,9 +299,39 @@ def _answer_call(place: Path, adapter: Adapter, info: Info) -> None:
         inputs = {name: value.copy() for name, value in file_to_arrays(read_file(place / "inputs.safetensors")).items()}
         said_, outputs = answer_of(adapter, op, inputs, params)
     if said_["answer"] == "outputs":
-        write_aside(place / ANSWERS[0], outputs)
-    else:
+        write_aside(place / (ANSWERS[0] if rank is None else file_of(rank)), outputs)
+    elif not rank:
         write_aside(place / ANSWERS[1], plain_json(said_))
+
+
+def launched() -> tuple[int, int]:
+    """The rank of this process and the number of ranks, as its launcher says. Raises ValueError when none does."""
+    for rank, size in LAUNCHERS:
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    names = ", ".join(f"{rank} and {size}" for rank, size in LAUNCHERS)
+    raise ValueError(f"no launcher started this process: none of {names} is set; use torchrun, mpirun or srun")
+
+
+def answer_as_rank(folder: Path, adapter: Adapter, rank: int, ranks: int) -> int:
+    """Answer, as one rank of so many, the calls for a mesh of that size that not all ranks have answered.
+
+    Every rank runs the same calls in the same order, each with the whole inputs, and writes what it has. Returns how
+    many. A call that some ranks had answered before is run by all, since they may have to talk about it.
+    """
+    calls, info = _manifest(folder)["calls"], describe(adapter)
+    todo = []
+    for name in calls.values():
+        mesh = parse_object(read_file(folder / "calls" / name / "request.json"))["params"].get("mesh")
+        files = _answer_files(folder, name) if mesh is not None and number(mesh) == ranks else {}
+        whole = any(file in files for file in ANSWERS) or sum(rank_of(file) is not None for file in files) == ranks
+        if mesh is not None and number(mesh) == ranks and not whole:
+            todo.append(name)
+    if rank == 0:
+        write_aside(folder / "port.json", plain_json({"name": info.name, "version": info.version}))
+    for name in todo:
+        _answer_call(folder / "calls" / name, adapter, info, rank)
+    return len(todo)
 
 
 def _bundled() -> list[Adapter]:
@@ -308,8 +385,18 @@ def main(words: Sequence[str] | None = None) -> int:
     port.add_argument("--adapter", metavar="MODULE:OBJECT")
     port.add_argument("--cmd", metavar="PROGRAM")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument(
+        "--launched", action="store_true", help="this process is one rank of many, started by torchrun, mpirun or srun"
+    )
     args = parser.parse_args(words)
     try:
+        if args.launched:
+            if args.adapter is None:
+                raise ValueError("--launched needs --adapter: the ranks run in the processes of the launcher")
+            rank, ranks = launched()
+            done = answer_as_rank(args.folder, load_adapter(args.adapter), rank, ranks)
+            print(f"rank {rank} of {ranks}: {done} calls answered")
+            return 0
         words = command_words(args.cmd) if args.cmd is not None else host_words(args.adapter)
         adapter = WireAdapter(words, args.timeout)
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from conformance.adapter import Array
+from conformance.ranks import plain
 
 __all__ = ["DTYPES", "OPERATIONS", "PROFILES", "UNIT", "Operation", "ancestors", "round_to", "to_dtype"]
 
@@ -21,7 +22,7 @@ DTYPES = ("float64", "float32", "bfloat16")
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}  # unit round-off: half a ULP of 1
 
 PROFILES = {
-    "smoke": "one case of each coarse operation: does the adapter work at all",
+    "smoke": "one case of each coarse operation but those of many ranks: does the adapter work at all",
     "core": "chapters 1 to 4: tokens, memory, noise-gated attention, the denoiser",
     "tiling": "chapter 5: tiles, weights, the tiled denoiser",
     "edm": "chapter 6: preconditioning, schedule, sampler",
@@ -31,6 +32,7 @@ PROFILES = {
     "lowprec": "chapter 10: float32 and bfloat16 networks in a float64 sampler, whatever the dtype of the run",
     "rng": "chapters 8 and 10: noise by (seed, analysis, member), its statistics, equal bits on equal input",
     "cost": "chapters 2 and 5: multiply-adds of the network, the memory and the tiles",
+    "parallel": "chapter 9: the same answers from many ranks, whatever the mesh",
 }
 
 
@@ -46,7 +48,10 @@ class Operation:
     needs: tuple[str, ...] = ()
 
     def is_narrow(self, array: str) -> bool:
-        """Whether the input or output of that name is in the run's dtype; probes of a network are."""
+        """Whether the input or output of that name is in the run's dtype; probes of a network are, and so is a rank's
+        `rank.R.NAME` where NAME is.
+        """
+        array = plain(array)
         group = array.split(".")[0] + "."
         return array in self.narrow or group in self.narrow or (group == "probe." and "weights." in self.narrow)
 
@@ -98,6 +103,18 @@ OPERATIONS: dict[str, Operation] = {
         _operation("assimilation linear_cycle coarse"),
         _operation("assimilation cycle coarse", "assimilate"),
         _operation("assimilation noise coarse"),
+        _operation("parallel shares fine"),
+        _operation("parallel parallel_gather fine", "shares"),
+        _operation("parallel parallel_blend fine", "shares"),
+        _operation(
+            "parallel parallel_denoise coarse static past past_static weights.",
+            "parallel_gather parallel_blend denoise_tiled",
+        ),
+        _operation(
+            "parallel parallel_gradients coarse static past past_static weights. gradients.",
+            "parallel_denoise gradients",
+        ),
+        _operation("parallel parallel_ensemble coarse static past past_static weights.", "parallel_denoise analysis"),
         _operation("verification crps coarse"),
         _operation("verification spread_skill coarse"),
         _operation("verification average fine"),

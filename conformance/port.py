@@ -11,6 +11,7 @@ import numpy as np
 
 from conformance.adapter import Adapter, Array, Arrays, Info, Params, PortFault, Unsupported
 from conformance.operations import OPERATIONS, UNIT, to_dtype
+from conformance.ranks import RanksError, merge
 
 __all__ = ["Fault", "Missing", "Port", "Refused", "Wrong", "printable"]
 
@@ -57,7 +58,7 @@ class Port:
     def call(
         self, op: str, inputs: Arrays, params: Params, probes: Sequence[str] = (), dtype: str | None = None
     ) -> dict[str, Array]:
-        """What the port returns for one operation, unchecked but a mapping of strings to arrays.
+        """What the port returns for one operation, unchecked but a mapping of strings to arrays; ranks are merged.
 
         Raises Refused, Missing, Fault or Wrong.
         """
@@ -81,7 +82,10 @@ class Port:
             raise kind(name + message) from error
         if isinstance(result, Unsupported):
             raise Missing(printable(result) or f"the port does not support {op} here")
-        return _readable(result)
+        try:
+            return merge(_readable(result), params)
+        except RanksError as error:
+            raise Wrong(printable(error)) from error
 
     def outputs(
         self, op: str, inputs: Arrays, params: Params, expected: Arrays, dtype: str | None = None

@@ -13,7 +13,7 @@ from conformance.adapter import Array, describe
 from conformance.case import Case
 from conformance.law import Law
 from conformance.mutants import MUTANTS, adapter_of
-from conformance.mutants.mutant import Place, Traced, codes, place
+from conformance.mutants.mutant import Place, Traced, codes, in_ranks, place
 from conformance.operations import ancestors
 from conformance.port import Fault, Missing, Port, Refused, Wrong
 from conformance.runner import FAILED, Outcome, judge, judge_law, measure
@@ -101,7 +101,10 @@ class LineUp:
         key = (name, case.id)
         if key not in self._answers:
             changed = self._changed[name]
-            reached = changed is None or changed & self._reach(case)
+            if in_ranks(MUTANTS[name].patches):
+                reached = case.chapter == "parallel"
+            else:
+                reached = changed is None or bool(changed & self._reach(case))
             self._answers[key] = answer(self.ports[name], case) if reached else None
         return self._answers[key]
 
@@ -142,9 +145,9 @@ class LineUp:
         family = {op} | ancestors(op)
         asked = [case for case in self.cases if case.op in family and port.has(case.op)]
         alike = dict.fromkeys(names, 0)
-        for case in asked:
-            mine = answer(port, case)
-            for name in names:
+        answers = [answer(port, case) for case in asked]
+        for name in names:  # one after another: ranks of a mutant stay warm while it is asked
+            for case, mine in zip(asked, answers, strict=True):
                 other = self.answer(name, case)
                 if other is None or not other.failed:
                     alike[name] += not mine.failed

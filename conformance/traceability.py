@@ -20,6 +20,8 @@ _SUITE = "a demand on claims or on the suite, not on a port; `tests/test_conform
 REASONS: dict[str, str] = {
     "CONV-8": "calendars stand in files, and a port is given arrays; `tests/test_data.py` holds the reference to it",
     "COST-4": "what a port keeps between chunks does not show in arrays; `tests/test_cost.py` counts the reference's",
+    "PAR-15": "an optimiser is no operation; `tests/test_parallel_training.py` compares the reference's steps",
+    "PAR-17": "checkpoints are files, and a port is given arrays; `tests/test_parallel_training.py` resumes ours",
     "CONF-1": _SUITE,
     "CONF-2": _SUITE,
     "CONF-4": "every case of class must_reject, with its valid neighbour",

@@ -3,8 +3,9 @@
 `python -m conformance generate` freezes the recipes, running the reference in float64, [NUM-8]; judging reads the files
 and never runs the reference. Two files a chapter: `<chapter>.json` has the cases without their arrays
 (schemas/case.schema.json), `<chapter>.safetensors` the arrays, named `case/inputs/x`, `case/expected/y`,
-`case/neighbour/x`; narrow inputs are stored in float32, which holds them exactly. manifest.json has their checksums and
-the number of coarse cases and laws of each profile: the denominators of every claim.
+`case/neighbour/x`; narrow inputs are stored in float32, which holds them exactly. One problem on several meshes is
+stored once: a case's `shared` names the case whose arrays or limits are its own too. manifest.json has the checksums
+and the number of coarse cases and laws of each profile: the denominators of every claim.
 """
 
 import hashlib
@@ -41,7 +42,8 @@ __all__ = [
     "write_vectors",
 ]
 
-REFERENCE = "conformance.adapters.storm_ref:adapter"
+REFERENCE = "conformance.adapters.storm_ref:serial"  # what many ranks must say is frozen from one
+PARTS = ("inputs", "expected", "neighbour")
 FOLDER = Path(__file__).resolve().parents[1] / "tiny_data" / "vectors"
 
 
@@ -151,9 +153,13 @@ def load_cases(folder: Path = FOLDER) -> list[Case]:
             case, part, tensor = key.split("/", 2)
             wide = value.astype(np.float64) if value.dtype == np.float32 else value
             arrays.setdefault(case, {}).setdefault(part, {})[tensor] = wide
+        tolerances: dict[str, Any] = {}
         for data in json.loads(_read(folder, f"{name}.json", listed)):
-            parts = arrays.get(data["id"].split("/")[1], {})
-            cases.append(case_from_json(data, {p: parts.get(p, {}) for p in ("inputs", "expected", "neighbour")}))
+            here, shared = data["id"].split("/")[1], data.get("shared", {})
+            sources = {part: shared.get(part, f"{here}/{part}").split("/") for part in PARTS}
+            parts = {part: arrays.get(case, {}).get(kind, {}) for part, (case, kind) in sources.items()}
+            tolerances[here] = data["tolerance"] = data.get("tolerance") or tolerances[shared["tolerance"]]
+            cases.append(case_from_json(data, parts))
     return cases
 
 
@@ -165,14 +171,50 @@ def write_aside(path: Path, data: bytes) -> None:
     aside.replace(path)
 
 
-def _chapter_arrays(cases: Iterable[Case]) -> bytes:
+def _parts(case: Case) -> dict[str, Arrays]:
+    return dict(zip(PARTS, (case.inputs, case.expected, case.neighbour[0] if case.neighbour else {}), strict=True))
+
+
+def _shared(cases: Iterable[Case]) -> dict[str, dict[str, str]]:
+    """Which parts of a case with a mesh are stored already, and where: case, part, `other/part`; limits by the other's
+    name.
+    """
+    found: dict[str, dict[str, str]] = {}
+    earlier: list[Case] = []
+    there: list[tuple[str, str, Arrays]] = []  # operation, place, arrays
+    for case in (case for case in cases if "mesh" in case.params):
+        found[case.id] = {}
+        for part, arrays in _parts(case).items():
+            place = next((p for op, p, known in there if op == case.op and _same(arrays, known)), None)
+            if arrays and place is not None:
+                found[case.id][part] = place
+            elif arrays:
+                there.append((case.op, f"{case.id.split('/')[1]}/{part}", arrays))
+        limits = (o for o in earlier if isinstance(o.tolerance, MonteCarlo) and "tolerance" not in found[o.id])
+        alike = next((other for other in limits if other.tolerance == case.tolerance), None)
+        if alike is not None:
+            found[case.id]["tolerance"] = alike.id.split("/")[1]
+        earlier.append(case)
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def _chapter_arrays(cases: Iterable[Case], shared: Mapping[str, Mapping[str, str]]) -> bytes:
     tensors: dict[str, Array] = {}
     for case in cases:
-        neighbour = case.neighbour[0] if case.neighbour else {}
-        for part, arrays in (("inputs", case.inputs), ("expected", case.expected), ("neighbour", neighbour)):
-            for name, value in arrays.items():
-                tensors[f"{case.id.split('/')[1]}/{part}/{name}"] = _stored(case.op, part, name, value)
+        for part, arrays in _parts(case).items():
+            if part not in shared.get(case.id, {}):
+                for name, value in arrays.items():
+                    tensors[f"{case.id.split('/')[1]}/{part}/{name}"] = _stored(case.op, part, name, value)
     return save(tensors)
+
+
+def _chapter_lines(cases: Iterable[Case], shared: Mapping[str, Mapping[str, str]]) -> bytes:
+    found = [case_to_json(case) | ({"shared": shared[case.id]} if case.id in shared else {}) for case in cases]
+    for data in found:
+        if "tolerance" in data.get("shared", {}):
+            del data["tolerance"]
+    lines = ",\n".join(json.dumps(data, sort_keys=True, allow_nan=False) for data in found)
+    return f"[\n{lines}\n]\n".encode()
 
 
 def _stored(op: str, part: str, name: str, value: Array) -> Array:
@@ -196,11 +238,24 @@ def freeze_all(
     """
     known = {case.id: case for case in stored}
     cases = {name: [_kept(recipe, known.get(recipe.id)) for recipe in drafts] for name, drafts in recipes.items()}
-    places = [(name, at) for name, found in cases.items() for at, case in enumerate(found) if case is None]
+    twins = {name: _twins(drafts) for name, drafts in recipes.items()}
+    places = [
+        (name, at)
+        for name, found in cases.items()
+        for at, case in enumerate(found)
+        if case is None
+        if at == twins[name][at]
+    ]
     if places:
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             for (name, at), case in zip(places, pool.map(_freeze_at, *zip(*places, strict=True)), strict=True):
                 cases[name][at] = case
+    for name, first in twins.items():
+        for at, other in enumerate(first):
+            twin = cases[name][other]
+            if at != other and twin is not None:
+                recipe = recipes[name][at]
+                cases[name][at] = replace(twin, id=recipe.id, params=recipe.params, **_words(recipe))
     return {name: [case for case in found if case is not None] for name, found in cases.items()}
 
 
@@ -215,8 +270,33 @@ def _kept(recipe: Recipe, case: Case | None) -> Case | None:
     for (inputs, params), (others, settings) in zip(asked, stored, strict=True):
         if not _same(inputs, others) or json.loads(json.dumps(dict(params))) != settings:
             return None
-    words = ("requirements", "profiles", "meaning", "hunts")
-    return replace(case, **{name: getattr(recipe, name) for name in words})
+    return replace(case, **_words(recipe))
+
+
+def _words(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in ("requirements", "profiles", "meaning", "hunts")}
+
+
+def _twins(drafts: Sequence[Recipe]) -> list[int]:
+    """The place of the first recipe that poses the same problem on another mesh, whose values and limits are this
+    one's too; its own for any other.
+    """
+    found = list(range(len(drafts)))
+    first: list[int] = []
+    for at, recipe in enumerate(drafts):
+        if "mesh" in recipe.params and isinstance(recipe.judge, Chain):
+            same = next((other for other in first if _same_problem(recipe, drafts[other])), None)
+            if same is None:
+                first.append(at)
+            else:
+                found[at] = same
+    return found
+
+
+def _same_problem(some: Recipe, other: Recipe) -> bool:
+    asked, told = ({**dict(r.params), "mesh": None} for r in (some, other))
+    alike = (some.op, some.judge, some.dtype, some.or_refused) == (other.op, other.judge, other.dtype, other.or_refused)
+    return alike and asked == told and _same(some.inputs, other.inputs)
 
 
 def _same_judge(recipe: Recipe, case: Case) -> bool:
@@ -249,8 +329,11 @@ def write_vectors(
     for chapter, cases in chapters.items():
         total += len(cases)
         coarse.update(profile for case in cases if case.coarse for profile in case.profiles)
-        lines = ",\n".join(json.dumps(case_to_json(case), sort_keys=True, allow_nan=False) for case in cases)
-        contents = {f"{chapter}.safetensors": _chapter_arrays(cases), f"{chapter}.json": f"[\n{lines}\n]\n".encode()}
+        shared = _shared(cases)
+        contents = {
+            f"{chapter}.safetensors": _chapter_arrays(cases, shared),
+            f"{chapter}.json": _chapter_lines(cases, shared),
+        }
         for name, data in contents.items():
             write_aside(folder / name, data)
             files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

@@ -29,6 +29,7 @@ from itertools import product
 
 from storm_ref.config import StormConfig
 from storm_ref.parallel.mesh import Mesh, share
+from storm_ref.parallel.tile import token_tiling
 from storm_ref.tiling import Axis, Tiling, cores
 
 __all__ = [
@@ -170,14 +171,19 @@ def memory_state(c: StormConfig, n: int, batch: int = 1) -> int:
 # Tiles and the sampler
 
 
-def _lengths(axis: Axis) -> Counter[int]:
-    """How many tiles have which length, in the order of their first, as tiling.extents has them."""
+def _spans(axis: Axis) -> list[int]:
+    """The length of each tile, as tiling.extents has them."""
     if axis.core == axis.length:
-        return Counter({axis.length: 1})
+        return [axis.length]
     ends = ((start - axis.halo, stop + axis.halo) for start, stop in cores(axis))
     if axis.periodic:
-        return Counter(stop - start for start, stop in ends)
-    return Counter(min(stop, axis.length) - max(start, 0) for start, stop in ends)
+        return [stop - start for start, stop in ends]
+    return [min(stop, axis.length) - max(start, 0) for start, stop in ends]
+
+
+def _lengths(axis: Axis) -> Counter[int]:
+    """How many tiles have which length, in the order of their first."""
+    return Counter(_spans(axis))
 
 
 def _batches(c: StormConfig, tiling: Tiling, together: int) -> list[tuple[int, int, int]]:
@@ -349,19 +355,22 @@ def exchanged(tiling: Tiling, ranks: int, blend: bool = False) -> list[list[int]
     return [[shared(r, s) if blend else shared(s, r) for s in shares] for r in shares]
 
 
+def _exchange(table: list[list[int]], rank: int, size: int, backward: bool) -> Ledger:
+    """Of one table of `exchanged`: one way, and backwards the other."""
+    if len(table) == 1:
+        return {}
+    out = sum(table[rank]) - table[rank][rank]
+    back = sum(row[rank] for row in table) - table[rank][rank]
+    return {("tile", "all-to-all"): Traffic(1, size * out) + (Traffic(1, size * back) if backward else Traffic())}
+
+
 def exchange_traffic(tiling: Tiling, mesh: Mesh, rank: int, size: int, backward: bool = False) -> Ledger:
     """tile in one evaluation: a gather and a blend of rows of `size` bytes; backwards the same the other way round.
 
     rank: along the tile axis.
     """
-    if mesh.tile == 1:
-        return {}
-    total = Traffic()
-    for table in (exchanged(tiling, mesh.tile), exchanged(tiling, mesh.tile, blend=True)):
-        out = sum(rows for other, rows in enumerate(table[rank]) if other != rank)
-        back = sum(table[other][rank] for other in range(mesh.tile) if other != rank)
-        total += Traffic(1, size * out) + (Traffic(1, size * back) if backward else Traffic())
-    return {("tile", "all-to-all"): total}
+    tables = exchanged(tiling, mesh.tile), exchanged(tiling, mesh.tile, blend=True)
+    return together(*(_exchange(table, rank, size, backward) for table in tables))
 
 
 def _cut(shape: tuple[int, ...], dim: int | None, ranks: int) -> tuple[int, ...]:
@@ -417,11 +426,15 @@ def weight_traffic(c: StormConfig, mesh: Mesh, itemsize: int, calls: int = 1, ba
     return found
 
 
-def gradient_traffic(c: StormConfig, mesh: Mesh, itemsize: int) -> Ledger:
+def gradient_traffic(c: StormConfig, mesh: Mesh, itemsize: int, rank: int = 0) -> Ledger:
     """After backward: all gradients summed over tile in one message, [PAR-13]; the norm's squares over tp and fsdp,
     [PAR-14]; the number of valid points before it, and the loss for the record, over ddp, fsdp and tile, [PAR-12].
+
+    rank: along the fsdp axis; the first has most.
     """
-    own = c.depth * _held(block_shapes(c, mesh.tp), mesh) + _held(root_shapes(c, mesh.tp), mesh)
+    own = sum(
+        _held(shapes, mesh.fsdp, rank) for shapes in (c.depth * block_shapes(c, mesh.tp), root_shapes(c, mesh.tp))
+    )
     found = [{("tile", "all-reduce"): Traffic(1, own * itemsize)}] if mesh.tile > 1 else []
     for axis, numbers in (("ddp", 2), ("fsdp", 3), ("tile", 2), ("tp", 1)):
         if getattr(mesh, axis) > 1:
@@ -429,9 +442,96 @@ def gradient_traffic(c: StormConfig, mesh: Mesh, itemsize: int) -> Ledger:
     return together(*found)
 
 
-def _held(shapes: Sequence[tuple[int, ...]], mesh: Mesh) -> int:
-    """What the first fsdp rank holds of these weights."""
-    return part(shapes, mesh.fsdp)
+def _held(shapes: Sequence[tuple[int, ...]], ranks: int, rank: int) -> int:
+    """Numbers that one fsdp rank holds of these weights, padding left out."""
+
+    def rows(count: int) -> int:
+        most = -(-count // ranks)
+        return max(min(most, count - rank * most), 0)
+
+    return sum(rows(shape[0]) * math.prod(shape[1:]) for shape in shapes)
+
+
+_added = together  # where that name says how many tiles
+
+
+def _own_batches(c: StormConfig, tiling: Tiling, ranks: int, rank: int, together: int) -> list[tuple[int, int]]:
+    """Tokens of a tile, and tiles, of each batch of one tile rank, [PAR-8]."""
+    shapes = list(product(_spans(tiling.y), _spans(tiling.x)))
+    counts = Counter(shapes[i] for i in share(len(shapes), ranks, rank))
+    return [
+        (rows // c.patch[0] * (cols // c.patch[1]), min(together, count - first))
+        for (rows, cols), count in counts.items()
+        for first in range(0, count, together)
+    ]
+
+
+def _samples(mesh: Mesh, rank: int, count: int) -> int:
+    """How many of the samples or members are those of a rank, [PAR-2]."""
+    return len(share(count, mesh.data, rank // (mesh.tile * mesh.tp)))
+
+
+def evaluation_traffic(
+    c: StormConfig,
+    tiling: Tiling,
+    mesh: Mesh,
+    rank: int,
+    members: int,
+    together: int,
+    itemsize: int,
+    state_itemsize: int = 8,
+    backward: bool = False,
+    kept: bool = False,
+) -> Ledger:
+    """All messages of one rank (of all, not along an axis) in one evaluation on shards, of `members` over all data
+    ranks; the memory is there.
+
+    backward: and of J^T. kept: weights stay gathered, and this is the first evaluation; later ones gather none.
+    """
+    own, tile = _samples(mesh, rank, members), mesh.coordinates(rank)["tile"]
+    batches = _own_batches(c, tiling, mesh.tile, tile, together)
+    calls, again = (1, False) if kept else (len(batches), backward)
+    weights = weight_traffic(c, mesh, itemsize, calls, again)
+    return _added(
+        *(tensor_traffic(c, n, own * count, itemsize, mesh, 3 if backward else 0) for n, count in batches),
+        exchange_traffic(tiling, mesh, tile, own * c.channels * state_itemsize, backward),
+        {key: traffic for key, traffic in weights.items() if key[1] == "all-gather"},
+    )
+
+
+def step_traffic(
+    c: StormConfig,
+    tiling: Tiling,
+    mesh: Mesh,
+    rank: int,
+    samples: int,
+    frames: int,
+    chunk: int,
+    together: int,
+    itemsize: int,
+    state_itemsize: int = 8,
+    recomputed: bool = False,
+) -> Ledger:
+    """All messages of one rank (of all, not along an axis) in a training step of `samples` over all data ranks: memory
+    compressed in shards and gathered, evaluation, loss, gradients, norm.
+
+    The state wants no gradient, so its gather has no way back; a block that runs again sums again.
+    """
+    place, own = mesh.coordinates(rank), _samples(mesh, rank, samples)
+    tile, points = place["tile"], math.prod(c.patch)
+    batches = _own_batches(c, tiling, mesh.tile, tile, together)
+    sizes = [(b - a) * (e - d) for a, b in cores(tiling.y) for d, e in cores(tiling.x)]
+    tokens = sum(sizes[i] for i in share(len(sizes), mesh.tile, tile)) // points
+    state, row = own * c.channels * state_itemsize, own * c.width * itemsize
+    return _added(
+        *(tensor_traffic(c, n, own * count, itemsize, mesh, 4 + (3 if recomputed else 0)) for n, count in batches),
+        memory_traffic(c, tokens, frames, chunk, own, itemsize, mesh, backward=True),
+        _exchange(exchanged(token_tiling(tiling, c.patch), mesh.tile), tile, row, True),
+        _exchange(exchanged(tiling, mesh.tile), tile, state, False),
+        _exchange(exchanged(tiling, mesh.tile, blend=True), tile, state, True),
+        weight_traffic(c, mesh, itemsize, len(batches), backward=True),
+        gradient_traffic(c, mesh, itemsize, place["fsdp"]),
+    )
 
 
 # Baselines

@@ -1,7 +1,7 @@
 """What every test gets: checked shapes, one thread, and repeatable examples."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Before torch and numpy start their thread pools: one and two threads differ in the last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +14,8 @@ jaxtyping.install_import_hook("storm_ref", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from storm_ref.parallel.pool import Pool  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -34,3 +36,16 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator[Callable[..., Pool]]:
+    """Worlds of so many ranks, each started when it is first asked for and kept warm for all tests."""
+    made: dict[tuple[int, str], Pool] = {}
+
+    def pool(ranks: int, device: str = "cpu") -> Pool:
+        return made.setdefault((ranks, device), Pool(ranks, timeout=120.0, device=device))
+
+    yield pool
+    for each in made.values():
+        each.close()

@@ -34,6 +34,7 @@ SAMPLE = {
     "guidance": "variance_as_std",
     "assimilation": "kalman_gain",
     "verification": "crps_fair_biased",
+    "parallel": "bias_before_sum",
     "numerics": "tf32_products",
     "cost": "halo_not_counted",
 }

@@ -80,7 +80,8 @@ def test_numpy_port_depends_on_numpy_and_the_protocol_alone(module: Path) -> Non
 
 
 def test_numpy_port_has_every_operation() -> None:
-    assert describe(adapter).ops == set(OPERATIONS)
+    """But those of many ranks, which it does not claim."""
+    assert describe(adapter).ops == {op for op, known in OPERATIONS.items() if known.chapter != "parallel"}
 
 
 @pytest.mark.slow

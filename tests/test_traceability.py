@@ -158,12 +158,18 @@ def docstring_drift(root: Path) -> list[str]:
     problems = []
     for chapter in chapters(root):
         defined = {r.id for r in requirements(root) if r.chapter == chapter.spec}
-        for module in chapter.modules:
+        for module in (file for given in chapter.modules for file in _files(root, given)):
             path = root / module
             doc = (ast.get_docstring(ast.parse(path.read_text())) or "") if path.is_file() else ""
             given = [i for i in re.findall(r"^\[([A-Z]+-\d+)\]", doc, re.MULTILINE) if i not in defined]
             problems += [f"{module} states {i}, which {chapter.spec} does not define" for i in given]
     return problems
+
+
+def _files(root: Path, module: str) -> list[str]:
+    """A module, or those of a package."""
+    inside = sorted((root / module).glob("*.py"))
+    return [str(path.relative_to(root)) for path in inside] or [module]
 
 
 def unpaired(root: Path) -> list[str]:
@@ -206,6 +212,7 @@ def _places(name: str, chapter: Chapter) -> Iterator[tuple[str, list[str]]]:
     """Files that may hold the name, and its parts in each: the chapter's own modules, or the module it starts with."""
     for module in chapter.modules:
         yield module, name.split(".")
+        yield f"{module}/{name.split('.')[0]}.py", name.split(".")[1:]
     path = name.replace(".", "/").split("/")
     for length in range(1, len(path) + 1):
         yield f"storm_ref/{'/'.join(path[:length])}.py", path[length:]

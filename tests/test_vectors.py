@@ -10,7 +10,7 @@ import pytest
 
 from conformance.__main__ import main
 from conformance.adapter import Array
-from conformance.adapters.storm_ref import Reference
+from conformance.adapters.storm_ref import Reference, Serial
 from conformance.case import Case, Chain, Recipe
 from conformance.cases import CHAPTERS, all_recipes, chapter_recipes
 from conformance.laws import all_laws, count_by_profile
@@ -72,7 +72,7 @@ def test_expected_values_are_made_again(chapter: str) -> None:
         else:
             dtype = recipe.dtype or "float64"
             inputs = to_dtype(recipe.op, recipe.inputs, "float64")
-            got = Reference().run(recipe.op, inputs, {**recipe.params, "dtype": "float64"}, ())
+            got = Serial().run(recipe.op, inputs, {**recipe.params, "dtype": "float64"}, ())
             measured, _ = measure(case, dict(got), dtype)
             assert measured is None or measured.fraction <= 0.5, f"{recipe.id}: {measured}"
 

@@ -27,7 +27,7 @@ from storm_ref import (
     verification,
 )
 
-__all__ = ["OPERATIONS", "Reference", "adapter"]
+__all__ = ["OPERATIONS", "Reference", "Serial", "adapter", "run_as", "serial"]
 
 Tensors = Mapping[str, Tensor]
 Params = Mapping[str, Any]
@@ -395,6 +395,21 @@ OPERATIONS: dict[str, Callable[[Tensors, Params], Tensors]] = {
 }
 
 
+def _of_ranks(op: str) -> Callable[[Tensors, Params], Tensors]:
+    """An operation of chapter 9; parallel.py, which is made of what is here, is loaded when one is asked for."""
+
+    def run(i: Tensors, p: Params) -> Tensors:
+        from conformance.adapters import parallel
+
+        return parallel.shares(i, p) if op == "shares" else parallel.over_ranks(op, i, p)
+
+    return run
+
+
+OPERATIONS |= {op: _of_ranks(op) for op, known in TABLE.items() if known.chapter == "parallel"}
+WITH_GRADIENTS = ("gradients", "parallel_gradients")
+
+
 class Reference:
     """storm_ref behind the protocol."""
 
@@ -406,16 +421,41 @@ class Reference:
         self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes_asked: Sequence[str]
     ) -> Mapping[str, Array]:
         """Arrays to tensors, the operation in the dtype of the run, tensors to arrays."""
-        if op not in OPERATIONS:
-            raise Unsupported(op)
-        settings = {name: value for name, value in params.items() if name != "dtype"}
-        tensors = {name: _tensor(op, name, value, params["dtype"]) for name, value in inputs.items()}
-        with torch.no_grad() if op != "gradients" else nullcontext(), _records(probes_asked) as records:
-            results = dict(OPERATIONS[op](tensors, settings))
-        for name in probes_asked:
-            if name in records:
-                results[f"probe.{name}"] = _joined(name, records[name])
-        return {name: _array(op, name, value, params["dtype"]) for name, value in results.items()}
+        return run_as(self.operations(), op, inputs, params, probes_asked)
+
+    def operations(self) -> Mapping[str, Callable[[Tensors, Params], Tensors]]:
+        """What answers each operation."""
+        return OPERATIONS
+
+
+class Serial(Reference):
+    """The reference in one process, whatever the mesh: what expected values of chapter 9 are frozen from."""
+
+    def operations(self) -> Mapping[str, Callable[[Tensors, Params], Tensors]]:
+        """Those of chapter 9 by the chapters before it."""
+        from conformance.adapters import parallel
+
+        return OPERATIONS | parallel.SERIAL
+
+
+def run_as(
+    operations: Mapping[str, Callable[[Tensors, Params], Tensors]],
+    op: str,
+    inputs: Mapping[str, Array],
+    params: Params,
+    probes_asked: Sequence[str] = (),
+) -> dict[str, Array]:
+    """One of these operations: arrays to tensors, the operation in the dtype of the run, tensors to arrays."""
+    if op not in operations:
+        raise Unsupported(op)
+    settings = {name: value for name, value in params.items() if name != "dtype"}
+    tensors = {name: _tensor(op, name, value, params["dtype"]) for name, value in inputs.items()}
+    with nullcontext() if op in WITH_GRADIENTS else torch.no_grad(), _records(probes_asked) as records:
+        results = dict(operations[op](tensors, settings))
+    for name in probes_asked:
+        if name in records:
+            results[f"probe.{name}"] = _joined(name, records[name])
+    return {name: _array(op, name, value, params["dtype"]) for name, value in results.items()}
 
 
 def _records(asked: Sequence[str]) -> Any:
@@ -446,3 +486,4 @@ def _narrow(op: str, name: str, tensor: Tensor) -> bool:
 
 
 adapter = Reference()
+serial = Serial()

@@ -16,7 +16,7 @@ __all__ = ["CHAPTERS", "all_recipes", "chapter_recipes", "draw"]
 
 CHAPTERS = (
     "tokenisation", "memory", "attention", "denoiser", "tiling", "edm", "guidance", "assimilation", "verification",
-    "numerics", "cost",
+    "parallel", "numerics", "cost",
 )  # fmt: skip
 
 

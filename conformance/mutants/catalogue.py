@@ -5,6 +5,7 @@ from conformance.mutants.catalogue_edm import EDM, TRAINING
 from conformance.mutants.catalogue_guidance import GUIDANCE
 from conformance.mutants.catalogue_network import ATTENTION, DENOISER
 from conformance.mutants.catalogue_numerics import COST, NUMERICS
+from conformance.mutants.catalogue_parallel import PARALLEL
 from conformance.mutants.catalogue_tiling import TILING
 from conformance.mutants.catalogue_tokens import MEMORY, TOKENISATION
 from conformance.mutants.mutant import Mutant
@@ -13,7 +14,7 @@ __all__ = ["MUTANTS"]
 
 _ALL = (
     *TOKENISATION, *MEMORY, *ATTENTION, *DENOISER, *TILING, *EDM, *TRAINING, *GUIDANCE, *ASSIMILATION, *VERIFICATION,
-    *NUMERICS, *COST,
+    *PARALLEL, *NUMERICS, *COST,
 )  # fmt: skip
 
 MUTANTS: dict[str, Mutant] = {mutant.name: mutant for mutant in _ALL}

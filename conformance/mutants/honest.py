@@ -11,17 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from conformance.adapter import Adapter, Array, Info
+from conformance.adapters import parallel
 from conformance.adapters import storm_ref as adapter
 from conformance.mutants.mutant import MutantPort, Patch, edit
 from storm_ref import assimilation, attention, edm, guidance, memory, tiling, tokenisation, verification
 from storm_ref.attention import MultiHead
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.memory import MemoryState
+from storm_ref.parallel import tensor
+from storm_ref.parallel.mesh import Mesh
 
 __all__ = ["HONEST", "Honest", "honest_adapter"]
 
@@ -354,6 +358,34 @@ def _other_ties(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> Mapping[str, T
 _AGE = "(torch.log2(1 + age) / 8)"
 _LEVEL = "(top + ramp * (bottom - top)) ** rho"
 
+# Ranks
+
+_over_ranks = parallel.over_ranks
+
+
+def _on_one_rank(op: str, i: Mapping[str, Tensor], p: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Any mesh that fits is answered by one rank, whose arrays stand for all."""
+    shape = Mesh(**p["mesh"])
+    if op == "parallel_gather" or shape.size == 1:
+        return _over_ranks(op, i, p)
+    if "config" in p:
+        count = next(len(i[name]) for name in ("x", "clean", "latents", "static") if name in i)
+        shape.check(adapter._config(p), parallel._count(parallel._tiling(p)), p.get("members", count))
+    found = _over_ranks(op, i, {**p, "mesh": {}})
+    return {name.removeprefix("rank.0."): value for name, value in found.items()}
+
+
+def _from_the_last(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over ranks from the last to the first, the same on each."""
+    ctx.group = group
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, x.contiguous(), group=group)
+    total = parts[-1]
+    for part in parts[-2::-1]:
+        total = total + part
+    return total
+
+
 HONEST: dict[str, Honest] = {
     "plain_attention": Honest(
         "attention as written, without the fused kernel",
@@ -419,6 +451,13 @@ HONEST: dict[str, Honest] = {
     "joseph_form": Honest("the linear cycle in Joseph's form", lambda: [(assimilation, "linear_cycle", _joseph)]),
     "crps_by_pairs": Honest(
         "CRPS pair by pair", lambda: [(verification, "sum_of_differences", verification.sum_of_differences_pairwise)]
+    ),
+    "one_rank_for_any_mesh": Honest(
+        "every mesh answered by one rank", lambda: [(parallel, "over_ranks", _on_one_rank)]
+    ),
+    "ranks_from_the_last": Honest(
+        "sums over ranks from the last to the first",
+        lambda: [(tensor._Sum, "forward", staticmethod(_from_the_last))],
     ),
     "other_generator": Honest(
         "another generator for noise and ties",

@@ -9,16 +9,17 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from conformance.adapter import Array, Info
+from conformance.adapters import parallel
 from conformance.adapters import storm_ref as adapter
 from conformance.adapters.storm_ref import Reference
 
-__all__ = ["Edit", "Mutant", "MutantPort", "Patch", "Place", "Traced", "chapter", "codes", "edit", "place"]
+__all__ = ["Edit", "Mutant", "MutantPort", "Patch", "Place", "Traced", "chapter", "codes", "edit", "in_ranks", "place"]
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class MutantPort:
     def run(
         self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Sequence[str]
     ) -> Mapping[str, Array]:
-        """One operation with the fault in place."""
-        with self._installed():
+        """One operation with the fault in place, in the ranks of a mesh too: they are forked from here."""
+        with self._installed(), parallel.inherited(self) if self._places else nullcontext():
             return Reference().run(op, inputs, params, probes)
 
     @contextmanager
@@ -152,6 +153,16 @@ def codes(patches: Sequence[Patch]) -> frozenset[CodeType] | None:
             return None
         found.add(code)
     return frozenset(found)
+
+
+def in_ranks(patches: Sequence[Patch]) -> bool:
+    """Whether what the patches replace runs in ranks, where no trace of this process sees it: every case of chapter 9
+    counts as running it, and no other does.
+    """
+    modules = {owner.__module__ if isinstance(owner, type) else owner.__name__ for owner, _, _ in patches}
+    return bool(modules) and all(
+        name.startswith("storm_ref.parallel.") or name == parallel.__name__ for name in modules
+    )
 
 
 def chapter(name: str, *rows: tuple[Any, ...]) -> tuple[Mutant, ...]:

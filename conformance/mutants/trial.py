@@ -4,8 +4,8 @@ must not accuse.
 A mutant is killed in a dtype when a case or law fails, and counts as killed when it is in every dtype of the trial.
 Cases and laws that do not reach the code with the fault see the reference itself, whose verdict is known, and are not
 run; neither are laws of other chapters on a mutant that is killed already, nor in any dtype but the first all others
-once ENOUGH have failed. A law is tried on EXAMPLES examples. Survivors are argued equivalent in the catalogue, or show
-that a case is missing.
+once ENOUGH have failed. Mutants whose fault is in ranks, which take longer, are done with ENOUGH in every dtype. A law
+is tried on EXAMPLES examples. Survivors are argued equivalent in the catalogue, or show that a case is missing.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from conformance.case import Case
 from conformance.law import Law
 from conformance.mutants import MUTANTS, Mutant, adapter_of
 from conformance.mutants.honest import HONEST, honest_adapter
-from conformance.mutants.mutant import Patch, Place, Traced, codes, place
+from conformance.mutants.mutant import Patch, Place, Traced, codes, in_ranks, place
 from conformance.port import Port
 from conformance.runner import FAILED, judge, judge_law
 from conformance.vectors import FOLDER, load_cases, manifest, write_aside
@@ -135,6 +135,8 @@ def _relevant(
     patches: Sequence[Patch], found: Sequence[Subject], reached: Mapping[str, frozenset[Place]]
 ) -> list[Subject]:
     """The cases and laws that run the code which the patches replace."""
+    if in_ranks(patches):
+        return [subject for subject in found if subject.chapter == "parallel"]
     changed = codes(patches)
     places = None if changed is None else {place(code) for code in changed}
     return [subject for subject in found if places is None or places & reached[subject.id]]
@@ -156,7 +158,8 @@ def _tasks(
         own = sorted(_relevant(mutant.patches, found, reached), key=lambda s: s.chapter != mutant.chapter)
         soon = tuple(s.id for s in own if isinstance(s, Case) or s.chapter == mutant.chapter)
         late = tuple(s.id for s in own if s.id not in set(soon))
-        tasks += [Task(mutant.name, dtype, soon, late, None if dtype == dtypes[0] else ENOUGH) for dtype in dtypes]
+        few = None if not in_ranks(mutant.patches) else ENOUGH
+        tasks += [Task(mutant.name, dtype, soon, late, few if dtype == dtypes[0] else ENOUGH) for dtype in dtypes]
     return sorted(tasks, key=lambda task: -len(task.ids))
 
 

@@ -15,7 +15,6 @@ parallelism within; there tiles are innermost. Here tensor parallelism is, since
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -137,9 +136,9 @@ class World:
         return self.place["ddp"] * self.mesh.fsdp + self.place["fsdp"]
 
     @cached_property
-    def data_ranks(self) -> Mapping[int, int]:
-        """The global rank of each data rank's first tile and tp rank."""
-        return {d: d * self.mesh.tile * self.mesh.tp for d in range(self.mesh.data)}
+    def flat(self) -> DeviceMesh:
+        """All ranks in a row, for checkpoints. All ranks ask for it together."""
+        return init_device_mesh(self.device.type, (self.mesh.size,))
 
     @property
     def first(self) -> bool:
@@ -170,11 +169,9 @@ class World:
         """After a failure: the ranks that have not called this, too, within some seconds: dead, or hanging."""
         if self.store is None:
             return []
-        key = "storm-ref/failed/{}/{}"
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store.set(key.format(attempt, self.rank), "1")
+        self.store.set(f"storm-ref/failed/{self.rank}", "1")
         time.sleep(wait)
-        return [r for r in range(self.mesh.size) if not self.store.check([key.format(attempt, r)])]
+        return [r for r in range(self.mesh.size) if not self.store.check([f"storm-ref/failed/{r}"])]
 
     def close(self) -> None:
         """Wait for all, then part."""
@@ -208,5 +205,7 @@ def start(mesh: Mesh, timeout: float = TIMEOUT, device: str | None = None) -> Wo
     backend = "nccl" if device == "cuda" else "gloo"
     wait = timedelta(seconds=max(timeout, 60))
     store, rank, ranks = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
+    # torchrun's store outlives a restart, and must not hand on the addresses of ranks that are gone.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
     return World(mesh, device, store)

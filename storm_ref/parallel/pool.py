@@ -51,8 +51,15 @@ def world_of(mesh: Mesh, device: str = "cpu") -> World:
     return _worlds[mesh, device]
 
 
-def _serve(pipe: Connection, rank: int, ranks: int, store: str, timeout: float, device: str) -> None:
-    """A rank: answer (function, arguments) with (value) or (error) until the pipe closes."""
+def _serve(
+    pipe: Connection, rank: int, ranks: int, store: str, timeout: float, device: str, inherited: list[Connection]
+) -> None:
+    """A rank: answer (function, arguments) with (value) or (error) until the pipe closes.
+
+    inherited: the parent's ends of pipes, of which a fork has copies; with those open no pipe would ever close.
+    """
+    for end in inherited:
+        end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(1)
     if device == "cuda":
@@ -106,12 +113,13 @@ class Pool:
             return
         context: Any = multiprocessing.get_context(self.method)
         if self.method == "forkserver":
-            context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "storm_ref.parallel.pool"])
+            context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch._dynamo", "storm_ref.parallel.pool"])
         self._folder = tempfile.TemporaryDirectory(prefix="storm-ref-", ignore_cleanup_errors=True)
         store = str(Path(self._folder.name) / "store")
         for rank in range(self.ranks):
             mine, theirs = context.Pipe()
-            words = (theirs, rank, self.ranks, store, self.timeout, self.device)
+            inherited = [mine, *(other.pipe for other in self._live)] if self.method == "fork" else []
+            words = (theirs, rank, self.ranks, store, self.timeout, self.device, inherited)
             process = context.Process(target=_serve, args=words, daemon=True, name=f"rank {rank}")
             process.start()
             theirs.close()

@@ -64,6 +64,8 @@ def shard_weights(root: nn.Module, network: Storm, world: World, keep: bool = Fa
     for block in network.blocks:
         fully_shard(block, mesh=devices, reshard_after_forward=not keep)
     fully_shard(root, mesh=devices, reshard_after_forward=False)
+    if keep:
+        root.set_reshard_after_backward(False)  # type: ignore[operator]
 
 
 def local(tensor: Tensor) -> Tensor:

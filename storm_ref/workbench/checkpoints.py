@@ -18,7 +18,6 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from storm_ref.parallel.mesh import World
@@ -33,10 +32,9 @@ def rows(tensor: Tensor, world: World | None) -> Tensor:
     """This rank's rows of a tensor that all ranks have, as a part of the whole; all of them without a world."""
     if world is None:
         return tensor.detach()
-    flat = init_device_mesh(world.device.type, (world.mesh.size,))
     size = -(-len(tensor) // world.mesh.size)
     part = tensor[world.rank * size : (world.rank + 1) * size].detach().clone()
-    return DTensor.from_local(part, flat, [Shard(0)], run_check=False, shape=tensor.shape, stride=tensor.stride())
+    return DTensor.from_local(part, world.flat, [Shard(0)], run_check=False, shape=tensor.shape, stride=tensor.stride())
 
 
 def whole(part: Tensor) -> Tensor:

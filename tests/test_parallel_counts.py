@@ -1,0 +1,113 @@
+"""Messages between ranks: `cost` says how many, of how many bytes, for each rank of any mesh; here they are counted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import parallel_work as work
+import pytest
+import torch
+from parallel_work import MESHES, Problem
+
+from storm_ref import cost
+from storm_ref.cost import Ledger, Traffic
+from storm_ref.parallel.mesh import AXES, Mesh
+from storm_ref.parallel.pool import Pool
+from storm_ref.tiling import Axis, Tiling, tiles
+
+Pools = Callable[..., Pool]
+
+# Nine tiles of four shapes, the columns periodic: no mesh shares out tiles, samples or rows of weights evenly.
+TILING = Tiling(Axis(10, 4, 2, 2, False, 2), Axis(12, 4, 2, 2, True, 2))
+FIXED = Problem(TILING, samples=9, frames=3, chunk=2, together=2, dtype=torch.float32, seed=4)
+
+
+def expected(problem: Problem, mesh: Mesh, rank: int) -> dict[str, list[Ledger]]:
+    """`counted_all` as `cost` has it."""
+    size = 8 if problem.dtype == torch.float64 else 4
+    tiling, some = problem.tiling, (problem.samples, problem.together, size)
+    found = {}
+    for name, backward in (("evaluation", False), ("product", True)):
+        once, kept = (
+            cost.evaluation_traffic(problem.config, tiling, mesh, rank, *some, backward=backward, kept=kept)
+            for kept in (False, True)
+        )
+        found[name] = [once]
+        found[f"{name}, kept"] = [kept, {key: value for key, value in kept.items() if key[0] != "fsdp"}]
+    for name, recomputed in (("step", False), ("step, recomputed", True)):
+        frames = problem.samples, problem.frames, problem.chunk, problem.together, size
+        found[name] = [cost.step_traffic(problem.config, tiling, mesh, rank, *frames, recomputed=recomputed)]
+    return found
+
+
+def compare(problem: Problem, mesh: Mesh, counted: list[dict[str, list[Ledger]]]) -> None:
+    """Every rank, every kind: the same keys (so nothing outside the axes), messages and bytes."""
+    for rank, found in enumerate(counted):
+        for name, ledgers in expected(problem, mesh, rank).items():
+            assert found[name] == ledgers, (rank, name)
+        for ledgers in found.values():
+            for axis, _ in (key for ledger in ledgers for key in ledger):
+                assert axis in AXES and getattr(mesh, axis) > 1
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_traffic_equals_count(pools: Pools, mesh: Mesh) -> None:
+    """Of an evaluation, of J^T, with weights kept and not, of a training step, and of one that recomputes."""
+    compare(FIXED, mesh, pools(mesh.size).run(work.counted_all, FIXED, mesh))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("mesh", ["tile=4", "tile=2,tp=2", "fsdp=2,tile=2", "ddp=2,tp=2"])
+def test_traffic_of_other_problems_equals_count(pools: Pools, mesh: str) -> None:
+    """float64; closed longitude with a short last tile; one tile across; no halo; a hard crop."""
+    tilings = [
+        Tiling(Axis(4, 4, patch=1), Axis(14, 3, 4, 1, False, 1)),
+        Tiling(Axis(8, 2, 0, 0, False, 1), Axis(6, 6, periodic=True, patch=1)),
+        Tiling(Axis(6, 2, 3, 1, False, 1), Axis(8, 4, 2, 0, True, 1)),
+    ]
+    for tiling in tilings:
+        problem = replace(FIXED, tiling=tiling, dtype=torch.float64, together=16, chunk=16, samples=5)
+        shape = Mesh.parse(mesh)
+        compare(problem, shape, pools(shape.size).run(work.counted_all, problem, shape))
+
+
+@pytest.mark.distributed
+def test_messages_see_what_is_of_no_axis(pools: Pools) -> None:
+    """The counter itself: a message over all ranks of a mesh of two axes has its own key."""
+    for found in pools(4).run(work.stray, Mesh(tile=2, tp=2)):
+        assert found == {("none of the axes", "all-reduce"): Traffic(1, 12)}
+
+
+def test_traffic_adds() -> None:
+    """Ledgers add by axis and kind; what has no message is not in them."""
+    one: dict[Any, Traffic] = {("tp", "all-reduce"): Traffic(2, 30), ("tile", "all-to-all"): Traffic()}
+    assert cost.together(one, one) == {("tp", "all-reduce"): 2 * Traffic(2, 30)}
+    assert cost.together() == {}
+
+
+def test_traffic_of_one_rank_is_none() -> None:
+    some = FIXED.samples, FIXED.together, 4
+    assert cost.evaluation_traffic(FIXED.config, TILING, Mesh(), 0, *some, backward=True) == {}
+    assert cost.step_traffic(FIXED.config, TILING, Mesh(), 0, FIXED.samples, 3, 2, 2, 4) == {}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 9])
+def test_exchanged_rows_are_the_points(ranks: int) -> None:
+    """All that is handed out is one row a point and tile: of the extents, and of where weights are positive."""
+    found = tiles(TILING)
+    for blend, points in (
+        (False, sum(tile.weight.numel() for tile in found)),
+        (True, sum(int((tile.weight > 0).sum()) for tile in found)),
+    ):
+        assert sum(map(sum, cost.exchanged(TILING, ranks, blend))) == points
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(tp=2), Mesh(tp=8), Mesh(fsdp=3), Mesh(fsdp=8, tp=8)], ids=str)
+def test_part_holds_every_weight(mesh: Mesh) -> None:
+    """What ranks hold is the network, whose replicated weights every tp rank has; parts are padded to the first's."""
+    shapes = FIXED.config.depth * cost.block_shapes(FIXED.config, mesh.tp) + cost.root_shapes(FIXED.config, mesh.tp)
+    held = [cost._held(shapes, mesh.fsdp, rank) for rank in range(mesh.fsdp)]
+    assert cost.part(shapes, mesh.fsdp) == max(held)
+    if mesh.tp == 1:
+        assert sum(held) == sum(weight.numel() for weight in FIXED.network().parameters())
