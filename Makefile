@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help conformance smoke mutants vectors assimilate trial bench bench-scale test lint tiny-data train-tiny clean
+.PHONY: help conformance smoke mutants vectors assimilate trial bench bench-scale scaling test lint tiny-data train-tiny clean
 
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
@@ -39,6 +39,9 @@ bench: $(READY) ## count and time linear cost, and what tiling costs in fidelity
 
 bench-scale: $(READY) ## histories of 20 billion tokens and the largest frames; stop and start it at will (an hour)
 	@$(RUN) -m storm_ref.workbench.bench scale
+
+scaling: $(READY) ## predict strong scaling from counted work and messages, and draw it
+	@$(RUN) -m storm_ref.workbench.scaling
 
 test: lint ## lint, then run all tests
 	@$(RUN) -m pytest

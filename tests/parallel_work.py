@@ -14,30 +14,35 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+import jaxtyping
 
-from storm_ref.assimilation import Guide, Sampler, draw_members, member_noise
-from storm_ref.attention import Block
-from storm_ref.config import StormConfig
-from storm_ref.cost import Ledger, Traffic
-from storm_ref.denoiser import Condition, Storm, randomise
-from storm_ref.edm import Churn, Denoise, edm_loss, loss_weight, schedule
-from storm_ref.guidance import Observations, dps, mmps, pigdm
-from storm_ref.parallel import shard
-from storm_ref.parallel.ensemble import draw_shared, gather_members
-from storm_ref.parallel.mesh import AXES, Mesh, World
-from storm_ref.parallel.pool import world_of
-from storm_ref.parallel.tensor import tensor_parallel
-from storm_ref.parallel.tile import Exchange, Tiles, bind_sharded, compress_sharded, on_whole, tiled_sharded
-from storm_ref.tiling import Tiling, bind_tiled
-from storm_ref.tokenisation import sphere_position
+# In ranks, too, shapes are checked: see conftest. They are forked from a process that has imported the pool alone.
+jaxtyping.install_import_hook("storm_ref", "beartype.beartype")
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.distributed.fsdp import register_fsdp_forward_method  # noqa: E402
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from storm_ref.assimilation import Guide, Sampler, draw_members, member_noise  # noqa: E402
+from storm_ref.attention import Block  # noqa: E402
+from storm_ref.config import StormConfig  # noqa: E402
+from storm_ref.cost import Ledger, Traffic  # noqa: E402
+from storm_ref.denoiser import Condition, Storm, randomise  # noqa: E402
+from storm_ref.edm import Churn, Denoise, edm_loss, loss_weight, schedule  # noqa: E402
+from storm_ref.guidance import Observations, dps, mmps, pigdm  # noqa: E402
+from storm_ref.parallel import shard  # noqa: E402
+from storm_ref.parallel.ensemble import draw_shared, gather_members  # noqa: E402
+from storm_ref.parallel.mesh import AXES, Mesh, World  # noqa: E402
+from storm_ref.parallel.pool import world_of  # noqa: E402
+from storm_ref.parallel.tensor import tensor_parallel  # noqa: E402
+from storm_ref.parallel.tile import Exchange, Tiles, bind_sharded, compress_sharded, on_whole, tiled_sharded  # noqa: E402
+from storm_ref.tiling import Tiling, bind_tiled  # noqa: E402
+from storm_ref.tokenisation import sphere_position  # noqa: E402
 
 MESHES = [Mesh(*shape) for shape in product((1, 2, 4, 8), repeat=4) if math.prod(shape) <= 8]
 GUIDES = ("none", "dps", "pigdm", "mmps")
@@ -110,6 +115,7 @@ class Problem:
 
         valid = draw(n, c, h, w) > -0.5
         valid[n // 2 :, :, h // 2 :] = False  # ragged: other samples and other points have more of them
+        valid[0, 0, 0, 0] = True
         age = 6 * torch.arange(1, k + 1, dtype=torch.float64).repeat(n, 1)
         latitude, longitude = torch.linspace(-80, 80, h).double(), torch.arange(w).double() * 360 / w
         position = sphere_position(latitude, longitude, self.config.patch)

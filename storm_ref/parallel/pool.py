@@ -113,7 +113,9 @@ class Pool:
             return
         context: Any = multiprocessing.get_context(self.method)
         if self.method == "forkserver":
-            context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch._dynamo", "storm_ref.parallel.pool"])
+            context.set_forkserver_preload(
+                ["torch", "torch.distributed.fsdp", "torch._dynamo", "storm_ref.parallel.pool"]
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="storm-ref-", ignore_cleanup_errors=True)
         store = str(Path(self._folder.name) / "store")
         for rank in range(self.ranks):

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -32,6 +32,7 @@ from storm_ref.parallel.tensor import cut, cut_dim, join
 
 __all__ = [
     "clip_gradients",
+    "free_gathered",
     "gather_whole",
     "gradient_norm",
     "local",
@@ -66,6 +67,15 @@ def shard_weights(root: nn.Module, network: Storm, world: World, keep: bool = Fa
     fully_shard(root, mesh=devices, reshard_after_forward=False)
     if keep:
         root.set_reshard_after_backward(False)  # type: ignore[operator]
+
+
+def free_gathered(root: nn.Module) -> None:
+    """Let go of gathered weights. A forward without a backward leaves the root's gathered: needed wherever weights are
+    changed after one.
+    """
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

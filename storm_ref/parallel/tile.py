@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from storm_ref.denoiser import Condition, Storm
@@ -93,7 +93,7 @@ class _Scatter(torch.autograd.Function):
         return _Collect.apply(slope, ctx.counts, ctx.rank, ctx.group), None, None, None  # type: ignore[no-untyped-call]
 
 
-def points_of(tiling: Tiling, ranks: int) -> list[Int[Tensor, " p"]]:
+def points_of(tiling: Tiling, ranks: int) -> list[Int[Tensor, " _"]]:
     """The points that each rank owns, as indices into a flattened field: cores of its tiles, one after another, each
     row-major, [PAR-8].
     """
@@ -122,7 +122,7 @@ class Exchange:
     rank, then of the second, and so on. pull and push are each other's adjoint, up to the sum over rows of one point.
     """
 
-    def __init__(self, wanted: Sequence[Int[Tensor, " e"]], owned: Sequence[Int[Tensor, " p"]], world: World) -> None:
+    def __init__(self, wanted: Sequence[Int[Tensor, " _"]], owned: Sequence[Int[Tensor, " _"]], world: World) -> None:
         size = sum(len(points) for points in owned)
         owner, place = torch.empty(size, dtype=torch.long), torch.empty(size, dtype=torch.long)
         for rank, points in enumerate(owned):
@@ -189,7 +189,7 @@ class Tiles:
         self._slots = self._slots.to(world.device)
         self.batches = _batches([found[i] for i in runs[self.rank]], together, world.device)
 
-    def shard(self, x: Float[Tensor, "*s h w"]) -> Float[Tensor, "*s p"]:
+    def shard(self, x: Shaped[Tensor, "*s h w"]) -> Shaped[Tensor, "*s p"]:
         """This rank's part of a field that every rank has, which is no variable: see `scatter` for gradients."""
         return x.flatten(-2)[..., self.owned[self.rank].to(x.device)]
 
@@ -207,7 +207,7 @@ class Tiles:
             rows = _Collect.apply(rows, self.counts, self.rank, self.world.group("tile"))  # type: ignore[no-untyped-call]
         return rearrange(rows[self._home], "(i j) ... -> ... i j", j=self.tiling.x.length)
 
-    def gather(self, shard: Float[Tensor, "b c p"]) -> list[Float[Tensor, "tb c h w"]]:
+    def gather(self, shard: Float[Tensor, "b c p"]) -> list[Float[Tensor, "_ c _ _"]]:
         """[PAR-9]: extents of the rank's tiles, one tensor a batch of tiles, tile-major."""
         rows = self.extents.pull(shard.movedim(-1, 0))
         found = []
@@ -217,7 +217,7 @@ class Tiles:
             found.append(extents.contiguous())
         return found
 
-    def blend(self, results: Sequence[Float[Tensor, "tb c h w"]]) -> Float[Tensor, "b c p"]:
+    def blend(self, results: Sequence[Float[Tensor, "_ c _ _"]]) -> Float[Tensor, "b c p"]:
         """[PAR-10]: the shard of sum_i P_i^T (w_i * results_i), added in the serial order."""
         parts = []
         for batch, value in zip(self.batches, results, strict=True):

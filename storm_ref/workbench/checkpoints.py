@@ -9,7 +9,9 @@ file.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ def write_folder(
     """
     aside = path.with_name(f".{path.name}.ranks.part")  # one name for all ranks
     _together(world, lambda: _empty(aside))
-    dcp.save(dict(state), checkpoint_id=str(aside), no_dist=world is None)  # type: ignore[attr-defined]
+    with _quiet():
+        dcp.save(dict(state), checkpoint_id=str(aside), no_dist=world is None)  # type: ignore[attr-defined]
 
     def finish() -> None:
         (aside / _ABOUT).write_text(json.dumps({"kind": kind, "about": about}))
@@ -59,6 +62,14 @@ def write_folder(
             aside.rename(part)
 
     _together(world, finish)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that one process has no other to talk to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _empty(folder: Path) -> None:
@@ -95,7 +106,8 @@ def read_folder(path: Path, kind: str, world: World | None = None) -> tuple[dict
             name: rows(torch.zeros(entry.size, dtype=entry.properties.dtype, device=device), world)
             for name, entry in stored.items()
         }
-        dcp.load(state, checkpoint_id=str(path), no_dist=world is None)  # type: ignore[attr-defined]
+        with _quiet():
+            dcp.load(state, checkpoint_id=str(path), no_dist=world is None)  # type: ignore[attr-defined]
     except (OSError, KeyError, ValueError, CheckpointException) as error:
         raise ValueError(f"{path}: cannot be read as a checkpoint ({error}); give another, or start afresh") from error
     return state, found["about"]

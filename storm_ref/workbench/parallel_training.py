@@ -19,6 +19,7 @@ from storm_ref.denoiser import Condition, Storm
 from storm_ref.parallel.mesh import World
 from storm_ref.parallel.shard import (
     clip_gradients,
+    free_gathered,
     gather_whole,
     local,
     place_whole,
@@ -143,6 +144,7 @@ class _Run:
                 local(weight).copy_(local(weights[name]))
             yield
         finally:
+            free_gathered(self.objective)  # else the next step would run with these
             for name, weight in self.weights.items():
                 local(weight).copy_(own[name])
 
