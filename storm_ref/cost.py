@@ -15,8 +15,9 @@ These are the counts of the equations, and the reference runs just them for one 
 what it repeats for more (position codes, for each chunk and each member of a tile) the functions below count as run.
 Bytes moved: a product reads its factors and writes its result once; biases and masks are not in it. Peak live bytes:
 the most that tensors hold at one time besides weights and inputs, without gradients; what a kernel keeps for itself is
-not in it. All are integers, and equal to counts taken on the running code (tests/counting.py); peaks depend on which
-temporaries torch makes, and are those of version 2.13 on the CPU.
+not in it. Messages between ranks are those of chapter 9. All are integers, and equal to counts taken on the running
+code (tests/counting.py, tests/parallel_work.py); peaks depend on which temporaries torch makes, and are those of
+version 2.13 on the CPU.
 
 The paper: linear complexity by compression and tiling; TimeSformer O(K^2 N + K N^2). The convention is ours.
 """
@@ -34,27 +35,43 @@ from storm_ref.tiling import Axis, Tiling, cores
 
 __all__ = [
     "Cost",
+    "Ledger",
+    "Traffic",
+    "added",
     "attention",
     "block",
+    "block_shapes",
+    "collect_traffic",
     "divided_block",
+    "ensemble_traffic",
     "evaluation",
+    "evaluation_traffic",
+    "exchange_traffic",
+    "exchanged",
     "exponent",
+    "gradient_traffic",
     "linear",
     "memory",
     "memory_chunk",
     "memory_state",
+    "memory_traffic",
     "mlp",
     "multi_head",
     "noise_embedding",
     "output",
+    "part",
     "peak_evaluation",
     "peak_memory",
     "peak_tiled",
     "position_code",
+    "root_shapes",
     "sampling",
     "space_time_block",
     "state_tokens",
+    "step_traffic",
+    "tensor_traffic",
     "tiled_evaluation",
+    "weight_traffic",
 ]
 
 
@@ -299,7 +316,7 @@ class Traffic:
 Ledger = dict[tuple[str, str], Traffic]
 
 
-def together(*ledgers: Ledger) -> Ledger:
+def added(*ledgers: Ledger) -> Ledger:
     """The sum of several; what has no message is left out."""
     keys = {key for ledger in ledgers for key in ledger}
     total = {key: sum((ledger.get(key, Traffic()) for ledger in ledgers), Traffic()) for key in keys}
@@ -370,7 +387,26 @@ def exchange_traffic(tiling: Tiling, mesh: Mesh, rank: int, size: int, backward:
     rank: along the tile axis.
     """
     tables = exchanged(tiling, mesh.tile), exchanged(tiling, mesh.tile, blend=True)
-    return together(*(_exchange(table, rank, size, backward) for table in tables))
+    return added(*(_exchange(table, rank, size, backward) for table in tables))
+
+
+def collect_traffic(tiling: Tiling, mesh: Mesh, size: int, backward: bool = False) -> Ledger:
+    """tile where states of `size` bytes a point are whole between evaluations, [PAR-11]: every rank gathers the shards,
+    padded to the largest; backwards it gathers those of the gradient in the state.
+    """
+    sizes = [(b - a) * (e - d) for a, b in cores(tiling.y) for d, e in cores(tiling.x)]
+    most = max(sum(sizes[i] for i in share(len(sizes), mesh.tile, rank)) for rank in range(mesh.tile))
+    return added({("tile", "all-gather"): (2 if backward else 1) * Traffic(1, most * size)}) if mesh.tile > 1 else {}
+
+
+def ensemble_traffic(mesh: Mesh, members: int, size: int) -> Ledger:
+    """The ensemble, of `size` bytes a member, on every rank, [PAR-18]: along fsdp, then along ddp. That ranks tell one
+    another of errors first is not in it.
+    """
+    most = max(len(share(members, mesh.data, rank)) for rank in range(mesh.data)) * size
+    fsdp, ddp = ("fsdp", "all-gather"), ("ddp", "all-gather")
+    found = {fsdp: Traffic(1, most)} if mesh.fsdp > 1 else {}
+    return found | ({ddp: Traffic(1, mesh.fsdp * most)} if mesh.ddp > 1 else {})
 
 
 def _cut(shape: tuple[int, ...], dim: int | None, ranks: int) -> tuple[int, ...]:
@@ -439,7 +475,7 @@ def gradient_traffic(c: StormConfig, mesh: Mesh, itemsize: int, rank: int = 0) -
     for axis, numbers in (("ddp", 2), ("fsdp", 3), ("tile", 2), ("tp", 1)):
         if getattr(mesh, axis) > 1:
             found.append({(axis, "all-reduce"): numbers * Traffic(1, 8)})
-    return together(*found)
+    return added(*found)
 
 
 def _held(shapes: Sequence[tuple[int, ...]], ranks: int, rank: int) -> int:
@@ -450,9 +486,6 @@ def _held(shapes: Sequence[tuple[int, ...]], ranks: int, rank: int) -> int:
         return max(min(most, count - rank * most), 0)
 
     return sum(rows(shape[0]) * math.prod(shape[1:]) for shape in shapes)
-
-
-_added = together  # where that name says how many tiles
 
 
 def _own_batches(c: StormConfig, tiling: Tiling, ranks: int, rank: int, together: int) -> list[tuple[int, int]]:
@@ -492,7 +525,7 @@ def evaluation_traffic(
     batches = _own_batches(c, tiling, mesh.tile, tile, together)
     calls, again = (1, False) if kept else (len(batches), backward)
     weights = weight_traffic(c, mesh, itemsize, calls, again)
-    return _added(
+    return added(
         *(tensor_traffic(c, n, own * count, itemsize, mesh, 3 if backward else 0) for n, count in batches),
         exchange_traffic(tiling, mesh, tile, own * c.channels * state_itemsize, backward),
         {key: traffic for key, traffic in weights.items() if key[1] == "all-gather"},
@@ -523,7 +556,7 @@ def step_traffic(
     sizes = [(b - a) * (e - d) for a, b in cores(tiling.y) for d, e in cores(tiling.x)]
     tokens = sum(sizes[i] for i in share(len(sizes), mesh.tile, tile)) // points
     state, row = own * c.channels * state_itemsize, own * c.width * itemsize
-    return _added(
+    return added(
         *(tensor_traffic(c, n, own * count, itemsize, mesh, 4 + (3 if recomputed else 0)) for n, count in batches),
         memory_traffic(c, tokens, frames, chunk, own, itemsize, mesh, backward=True),
         _exchange(exchanged(token_tiling(tiling, c.patch), mesh.tile), tile, row, True),

@@ -606,6 +606,24 @@ def counted_all(p: Problem, mesh: Mesh) -> dict[str, Any]:
     return found
 
 
+def counted_whole(p: Problem, mesh: Mesh) -> dict[str, Ledger]:
+    """Of whole states: scatter and collect, with the way back, and an ensemble from all data ranks."""
+    world, _, parts = setup(p, mesh)
+    data = p.data()
+    x, found = data.x.requires_grad_(), {}
+    with Messages(world) as messages:
+        y = parts.collect(parts.scatter(x))
+    found["collect"] = messages.found
+    with Messages(world) as messages:
+        y.sum().backward()
+    found["back"] = messages.found
+    mine = world.share(p.samples)
+    with Messages(world) as messages:
+        gather_members(data.x[mine.start : mine.stop].detach(), p.samples, world)
+    found["members"] = messages.found
+    return found
+
+
 def stray(mesh: Mesh) -> Ledger:
     """A message over all ranks, which is no axis's."""
     with Messages(world_of(mesh)) as messages:

@@ -224,7 +224,7 @@ def test_evaluate_equals_serial(
     expected = work.serial(problem)
     assert found.keys() == expected.keys()
     judge(problem, found, expected)
-    if mesh.tp == mesh.data == 1 and problem.together == 1:
+    if mesh.tp == mesh.data == 1 and problem.together == 1 and whole_memory:
         assert torch.equal(found["y"], expected["y"])
 
 
@@ -290,11 +290,13 @@ def test_members_have_the_serial_bits(pools: Pools, mesh: str) -> None:
 @pytest.mark.parametrize("tile", [2, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_evaluate_has_the_serial_bits(pools: Pools, tile: int, dtype: torch.dtype) -> None:
-    """[PAR-10]: forwards, tile parallelism only moves numbers, and adds them in the serial order."""
+    """[PAR-10]: given the memory, tile parallelism only moves numbers forwards, and adds them in the serial order. A
+    memory compressed in shards has other bits where a rank has so few tokens that their product is another kernel's.
+    """
     uneven = Tiling(Axis(14, 4, 4, 2, False, 2), Axis(12, 4, 4, 2, False, 2))  # 12 tiles of six shapes
     for tiling in (TILING, uneven):
         problem = Problem(tiling, samples=2, together=1, dtype=dtype, seed=2)
-        found = agreed(pools(tile).run(work.evaluate, problem, Mesh(tile=tile)))
+        found = agreed(pools(tile).run(work.evaluate, problem, Mesh(tile=tile), True))
         assert torch.equal(found["y"], work.serial(problem)["y"])
 
 

@@ -73,6 +73,20 @@ def test_traffic_of_other_problems_equals_count(pools: Pools, mesh: str) -> None
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh.size in (4, 8)], ids=str)
+def test_traffic_of_whole_states_equals_count(pools: Pools, mesh: Mesh) -> None:
+    """Scatter sends nothing forwards and gathers backwards, collect the reverse; members along fsdp, then ddp."""
+    point = FIXED.samples * FIXED.config.channels * 8
+    once = cost.collect_traffic(TILING, mesh, point)
+    both = cost.collect_traffic(TILING, mesh, point, backward=True)
+    member = FIXED.config.channels * TILING.y.length * TILING.x.length * 8
+    for found in pools(mesh.size).run(work.counted_whole, FIXED, mesh):
+        assert found["collect"] == once == found["back"]
+        assert cost.added(found["collect"], found["back"]) == both
+        assert found["members"] == cost.ensemble_traffic(mesh, FIXED.samples, member)
+
+
+@pytest.mark.distributed
 def test_messages_see_what_is_of_no_axis(pools: Pools) -> None:
     """The counter itself: a message over all ranks of a mesh of two axes has its own key."""
     for found in pools(4).run(work.stray, Mesh(tile=2, tp=2)):
@@ -82,8 +96,8 @@ def test_messages_see_what_is_of_no_axis(pools: Pools) -> None:
 def test_traffic_adds() -> None:
     """Ledgers add by axis and kind; what has no message is not in them."""
     one: dict[Any, Traffic] = {("tp", "all-reduce"): Traffic(2, 30), ("tile", "all-to-all"): Traffic()}
-    assert cost.together(one, one) == {("tp", "all-reduce"): 2 * Traffic(2, 30)}
-    assert cost.together() == {}
+    assert cost.added(one, one) == {("tp", "all-reduce"): 2 * Traffic(2, 30)}
+    assert cost.added() == {}
 
 
 def test_traffic_of_one_rank_is_none() -> None:

@@ -78,16 +78,13 @@ def serial() -> Trained:
     "mesh", ["ddp=1", "ddp=2", "fsdp=2", "tile=2", "tp=2", "ddp=2,fsdp=2", "tile=4", "fsdp=2,tp=2"]
 )
 def test_train_shared_has_the_serial_losses(pools: dict[int, Pool], serial: Trained, mesh: str) -> None:
-    """[PAR-12], [PAR-13]. The first loss and the first judgement are of equal weights, and equal to float32's rounding.
+    """[PAR-12], [PAR-13]: every loss and every judgement, to a few units of float32's rounding; 1.5e-7 is seen.
 
-    After that Adam divides gradients by their size, also those that are rounding alone: a step may then differ by a
-    learning rate, 1e-3 at most, in such weights.
+    Weights may part further: Adam divides gradients by their size, also those that are rounding alone.
     """
     losses, held, _ = run(pools, mesh)
-    assert losses[0] == pytest.approx(serial[0][0], rel=1e-6)
-    assert held[0] == (0, pytest.approx(serial[1][0][1], rel=1e-6))
-    assert np.allclose(losses, serial[0], rtol=2e-3)
-    assert [step for step, _ in held] == [step for step, _ in serial[1]]
+    assert np.allclose(losses, serial[0], rtol=1e-6)
+    assert np.allclose(held, serial[1], rtol=1e-6)
 
 
 def test_train_shared_recomputing_changes_no_bit(pools: dict[int, Pool]) -> None:
@@ -119,8 +116,7 @@ def test_train_shared_resumes_on_any_mesh_and_none(
         else:
             losses, _, _ = told(train(*made(), SETTINGS, checkpoint=path, stop=step))
         assert len(losses) == step
-    assert np.allclose(losses, serial[0][: len(losses)], rtol=2e-3)
-    assert losses[0] == pytest.approx(serial[0][0], rel=1e-6)
+    assert np.allclose(losses, serial[0][: len(losses)], rtol=1e-6)
     assert os.listdir(tmp_path) == ["state"]
 
 

@@ -203,7 +203,7 @@ def _parts(work: Workload, samples: int, ranks: int, tp: int) -> tuple[_Part, ..
             ledgers.append(
                 cost.memory_traffic(c, tokens, work.frames, work.chunk, samples, work.itemsize, mesh, backward=True)
             )
-        parts.append(_Part(tuple(batches), memory, cost.together(*ledgers)))
+        parts.append(_Part(tuple(batches), memory, cost.added(*ledgers)))
     return tuple(parts)
 
 
@@ -239,7 +239,7 @@ def _messages(work: Workload, mesh: Mesh, calls: int) -> Ledger:
         found.append({("tile", "all-to-all"): memory})
         found.append({key: traffic for key, traffic in gradients.items() if key[1] != "all-gather"})
         found.append(cost.gradient_traffic(c, mesh, work.wide))
-    return cost.together(*found)
+    return cost.added(*found)
 
 
 def _seconds(machine: Machine, once: Cost, work: Workload, issue: float = 0.0) -> float:
