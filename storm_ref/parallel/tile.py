@@ -7,7 +7,7 @@ With R ranks of the tile axis, points in the order of their tiles' cores:
 [PAR-9]  gather: the extents of the rank's tiles from everybody's shards, one all-to-all; gradients go back by its
          adjoint
 [PAR-10] blend: w_i * D_i where a tile has weight, to the owners of the points, one all-to-all; an owner adds what it is
-         sent in the order of the tiles in the serial sum, so that T[D] has the serial run's bits
+         sent in the order of the tiles in the serial sum: given the memory, T[D] has the serial run's bits
 [PAR-11] collect: all shards become the whole state on every rank, whose gradient is the same on each; scatter, the
          reverse. The sampler runs on shards, or on whole states between scatter and collect: the same bits
 
