@@ -33,7 +33,7 @@ WHEN = FIELDS.time[60:62]
 
 @pytest.fixture(scope="module")
 def pools() -> Iterator[dict[int, Pool]]:
-    found = {ranks: Pool(ranks) for ranks in (1, 2, 4)}
+    found = {ranks: Pool(ranks, timeout=120.0) for ranks in (1, 2, 4)}
     yield found
     for pool in found.values():
         pool.close()

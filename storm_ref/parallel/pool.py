@@ -95,7 +95,7 @@ class Pool:
     """
 
     ranks: int
-    timeout: float = 20.0
+    timeout: float = 60.0
     method: str = "forkserver"
     device: str = "cpu"
     _live: list[_Rank] = field(default_factory=list)
@@ -128,7 +128,7 @@ class Pool:
             self._live.append(_Rank(process, mine))
         self._collect(deadline)
 
-    def run(self, function: Callable[..., Any], *arguments: Any, deadline: float = 120.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, deadline: float = 300.0) -> list[Any]:
         """What `function(*arguments)` returns in each rank. A module-level function: it is sent by name.
 
         Raises RankError when a rank does not return within `deadline` seconds; the world is gone then, and a new one
