@@ -114,7 +114,7 @@ def test_refused_on_every_rank_is_said_once(tmp_path: Path) -> None:
         (["--mesh", "tp=2", "--width", "15"], "heads must divide width"),
         (["--mesh", "ddp=2", "--batch", "1"], "2 data ranks for 1 samples or members"),
         (["--mesh", "tile=4"], "the mesh ddp=1,fsdp=1,tile=4,tp=1 has 4 ranks, but 2 were started"),
-        ([], "2 processes were started and no --mesh"),
+        ([], "2 processes were started, and no --mesh"),
     ):
         ran = torchrun(2, words + rest)
         assert ran.returncode != 0
