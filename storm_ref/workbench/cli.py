@@ -85,7 +85,7 @@ def _world(arguments: argparse.Namespace) -> World | None:
     """The ranks that this process is one of, or None. Raises ValueError for torchrun without --mesh, or the reverse."""
     mesh = getattr(arguments, "mesh", None)
     if mesh is not None:
-        return start(mesh, arguments.timeout)
+        return start(mesh, arguments.timeout, "cpu")  # where the workbench keeps models and data
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         many = os.environ["WORLD_SIZE"]
         raise ValueError(
