@@ -16,7 +16,6 @@ many ranks may write a file a rank, outputs.rankR.safetensors, which are merged 
 import argparse
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,7 +44,7 @@ from conformance.host import answer_of
 from conformance.law import Law
 from conformance.operations import DTYPES, OPERATIONS, PROFILES
 from conformance.port import printable
-from conformance.ranks import RanksError, file_of, number, rank_of, ranks_of, without
+from conformance.ranks import RanksError, file_of, launched, number, rank_of, ranks_of, without
 from conformance.runner import Run, run_suite, select
 from conformance.untrusted import file_to_arrays, parse_object, read_file, safetensors_bytes
 from conformance.vectors import write_aside
@@ -59,7 +58,6 @@ __all__ = [
     "check_folder",
     "digest",
     "export",
-    "launched",
     "main",
     "write_export",
 ]
@@ -88,13 +86,6 @@ A port in Python:   python -m conformance.directory answer THIS_FOLDER --adapter
 The same as ranks:  torchrun --nproc-per-node 4 -m conformance.directory answer THIS_FOLDER --launched --adapter ...
 At the end:         python -m conformance check THIS_FOLDER
 """
-# What launchers call the rank of a process and the number of ranks: torchrun, Open MPI, MPICH and Intel MPI, Slurm.
-LAUNCHERS = (
-    ("RANK", "WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", "PMI_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
-)
 
 
 def digest(op: str, inputs: Mapping[str, Array], params: Params) -> str:
@@ -302,15 +293,6 @@ def _answer_call(place: Path, adapter: Adapter, info: Info, rank: int | None = N
         write_aside(place / (ANSWERS[0] if rank is None else file_of(rank)), outputs)
     elif not rank:
         write_aside(place / ANSWERS[1], plain_json(said_))
-
-
-def launched() -> tuple[int, int]:
-    """The rank of this process and the number of ranks, as its launcher says. Raises ValueError when none does."""
-    for rank, size in LAUNCHERS:
-        if rank in os.environ and size in os.environ:
-            return int(os.environ[rank]), int(os.environ[size])
-    names = ", ".join(f"{rank} and {size}" for rank, size in LAUNCHERS)
-    raise ValueError(f"no launcher started this process: none of {names} is set; use torchrun, mpirun or srun")
 
 
 def answer_as_rank(folder: Path, adapter: Adapter, rank: int, ranks: int) -> int:

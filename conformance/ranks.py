@@ -5,6 +5,7 @@ ranks have must have the same bits on all of them: ranks that differ by a roundi
 from now on. APART names outputs that every rank has its own of, which are expected rank by rank.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,12 +14,19 @@ import numpy as np
 
 from conformance.adapter import Array, Params
 
-__all__ = ["APART", "RanksError", "file_of", "merge", "number", "plain", "rank_of", "ranks_of", "without"]
+__all__ = ["APART", "RanksError", "file_of", "launched", "merge", "number", "plain", "rank_of", "ranks_of", "without"]
 
 APART = frozenset({"extents"})
 _NAMED = re.compile(r"rank\.(0|[1-9]\d{0,5})\.(.+)", re.DOTALL)
 _FILE = re.compile(r"outputs\.rank(0|[1-9]\d{0,5})\.safetensors")
 AXES = ("ddp", "fsdp", "tile", "tp")
+# What launchers call the rank of a process and the number of ranks: torchrun, Open MPI, MPICH and Intel MPI, Slurm.
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+)
 
 
 class RanksError(Exception):
@@ -53,6 +61,15 @@ def rank_of(file: str) -> int | None:
     """The rank that a file of a folder of answers is of."""
     found = _FILE.fullmatch(file)
     return int(found[1]) if found else None
+
+
+def launched() -> tuple[int, int]:
+    """The rank of this process and the number of ranks, as its launcher says. Raises ValueError when none does."""
+    for rank, size in LAUNCHERS:
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    names = ", ".join(f"{rank} and {size}" for rank, size in LAUNCHERS)
+    raise ValueError(f"no launcher started this process: none of {names} is set; use torchrun, mpirun or srun")
 
 
 def without(there: Iterable[int], ranks: int) -> str:

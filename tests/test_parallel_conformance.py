@@ -17,7 +17,7 @@ from conformance.adapter import Array, Info, describe
 from conformance.adapters import parallel
 from conformance.adapters.storm_ref import Reference, Serial
 from conformance.cases.parallel import recipes
-from conformance.directory import Replay, answer, answer_as_rank, check_folder, launched, write_export
+from conformance.directory import Replay, answer, answer_as_rank, check_folder, write_export
 from conformance.directory import main as directory_main
 from conformance.laws.parallel import LAWS
 from conformance.mutants import MUTANTS, adapter_of
@@ -25,7 +25,7 @@ from conformance.mutants.honest import honest_adapter
 from conformance.mutants.mutant import in_ranks
 from conformance.operations import OPERATIONS
 from conformance.port import Port, Wrong
-from conformance.ranks import RanksError, merge, rank_of, without
+from conformance.ranks import RanksError, launched, merge, rank_of, without
 from conformance.runner import judge, judge_law, measure
 from conformance.suspects import LineUp
 from conformance.vectors import FOLDER, load_cases, manifest

@@ -13,7 +13,8 @@ SIGNS = {
     "varepsilon": "ε", "epsilon": "ϵ", "mu": "μ", "ell": "ℓ", "kappa": "κ", "alpha": "α", "beta": "β", "xi": "ξ",
     "eta": "η", "sum": "∑", "le": "≤", "ge": "≥", "vert": "|", "mid": "|", "ldots": "…", "cdot": "·", "leftarrow": "←",
     "odot": "⊙", "langle": "⟨", "rangle": "⟩", "infty": "∞", "to": "→", "sim": "∼", "pm": "±", "partial": "∂",
-    "left": "", "right": "", "times": "×", "in": "∈", "int": "∫", "lceil": "⌈", "rceil": "⌉", "approx": "≈",
+    "left": "", "right": "", "times": "×", "in": "∈", "int": "∫", "lceil": "⌈", "rceil": "⌉", "lfloor": "⌊",
+    "rfloor": "⌋", "approx": "≈",
 }  # fmt: skip
 WORDS = ("cos", "sin", "ln", "log", "min", "max")  # set upright
 SHORT = 24  # characters of a formula that is not broken over lines
