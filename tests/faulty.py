@@ -1,6 +1,6 @@
-"""`python faulty.py KIND RANK STEP train ...`: the command line, in which one rank goes wrong at a step of training.
+"""`python faulty.py KIND[,KIND] RANK STEP[,STEP] train ...`: the command line, in which one rank goes wrong.
 
-On the first attempt alone: after a restart by torchrun all is well.
+The first kind, at the first step, on the first attempt; after a restart by torchrun the second, and then all is well.
 """
 
 import os
@@ -24,11 +24,15 @@ def fail(kind: str) -> None:
         time.sleep(600)
 
 
-def install(kind: str, rank: int, step: int) -> None:
+def install(kinds: list[str], rank: int, steps: list[int]) -> None:
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if attempt >= len(kinds):
+        return
+    kind, step = kinds[attempt], steps[attempt]
     advance = parallel_training._Run.advance
 
     def faulty(self: parallel_training._Run) -> None:
-        if self.step == step and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if self.step == step:
             if kind == "shapes":
                 dist.all_reduce(torch.zeros(3 + 1000 * (self.world.rank == rank)))
             elif self.world.rank == rank:
@@ -39,6 +43,6 @@ def install(kind: str, rank: int, step: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, rank, step = sys.argv[1:4]
-    install(kind, int(rank), int(step))
+    kinds, who, steps = sys.argv[1:4]
+    install(kinds.split(","), int(who), [int(step) for step in steps.split(",")])
     sys.exit(main(sys.argv[4:]))

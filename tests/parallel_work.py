@@ -80,6 +80,7 @@ class Problem:
 
     tiling: Tiling
     samples: int = 8
+    depth: int = 2
     frames: int = 2
     chunk: int = 16
     window: int | None = None
@@ -95,7 +96,7 @@ class Problem:
     def config(self) -> StormConfig:
         patch = self.tiling.y.patch, self.tiling.x.patch
         more = {"mlp_ratio": 2, "position_octaves": 2, "noise_features": 8, "window": self.window}
-        return StormConfig(2, 1, patch, 16, 8, 2, **more)  # type: ignore[arg-type]
+        return StormConfig(2, 1, patch, 16, 8, self.depth, **more)  # type: ignore[arg-type]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -148,7 +149,7 @@ def serial(p: Problem) -> Tensors:
     x = data.x.clone().requires_grad_()
     y = serial_denoise(p, network, data)(x, data.sigma)
     (data.probe * y).sum().backward()
-    return {"y": y.detach(), "x": x.grad} | {name: w.grad for name, w in network.named_parameters()}
+    return {"y": y.detach(), "x": x.grad} | {f"weight {name}": w.grad for name, w in network.named_parameters()}
 
 
 def serial_members(p: Problem, guide: str, members: int | None = None) -> Tensor:
@@ -204,11 +205,26 @@ def _members(p: Problem, denoise: Denoise, run: range, guide: str) -> Tensor:
 # In the ranks
 
 
-def answer(world: World, tensors: Tensors) -> tuple[Tensors | None, dict[str, str]]:
-    """The first rank's tensors, and of every rank the bits of its own."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    bits = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in plain.items()}
-    return plain if world.first else None, bits
+@dataclass(frozen=True)
+class Answer:
+    """What a rank sends: tensors that all ranks have, from the first alone; and its part of weights, or of what is cut
+    like them, from the first of those that hold it; of both, the bits from every rank.
+    """
+
+    place: dict[str, int]
+    whole: Tensors
+    parts: Tensors
+    bits: dict[str, str]
+    part_bits: dict[str, str]
+
+
+def answer(world: World, whole: Tensors, parts: Tensors | None = None) -> Answer:
+    """parts: by names that end with a space and the weight's; each is gathered where it is judged, without messages."""
+    plain = [{n: shard.local(t).detach().cpu().contiguous() for n, t in ts.items()} for ts in (whole, parts or {})]
+    bits = [{n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in ts.items()} for ts in plain]
+    sends = world.place["ddp"] == world.place["tile"] == 0
+    own = {n: t.clone() for n, t in plain[1].items()} if sends else {}
+    return Answer(dict(world.place), plain[0] if world.first else {}, own, *bits)
 
 
 class Evaluation(nn.Module):
@@ -276,7 +292,7 @@ def evaluate(p: Problem, mesh: Mesh, whole_memory: bool = False, whole_state: bo
     shard.sum_tile_gradients(network, world)
     found = {"y": y.detach(), "x": x.grad / mesh.data}
     found = {name: gather_members(t, p.samples, world) for name, t in found.items()}
-    return answer(world, found | {n: shard.gather_whole(n, w.grad, world) for n, w in network.named_parameters()})
+    return answer(world, found, {f"weight {n}": w.grad for n, w in network.named_parameters()})
 
 
 def members(p: Problem, mesh: Mesh, guide: str) -> Any:
@@ -413,30 +429,31 @@ def _exchange(exchange: Exchange, world: World, size: int, generator: torch.Gene
 
 
 def train(p: Problem, mesh: Mesh, steps: int, most: float, kind: str) -> list[Any]:
-    """Loss, norm and, assembled, gradients before and after clipping, weights and moments of each step."""
-    world, network, parts = setup(p, mesh)
-    module = Step(network, parts, p)
+    """Loss and norm, and parts of gradients before and after clipping, of weights and moments, of each step."""
+    world, network, shares = setup(p, mesh)
+    module = Step(network, shares, p)
     shard.shard_weights(module, network, world)
     optimiser, found = make_optimiser(kind, network), []
 
-    def whole(what: str, of: Callable[[nn.Parameter], Tensor]) -> Tensors:
-        return {f"{what} {n}": shard.gather_whole(n, of(w), world) for n, w in network.named_parameters()}
+    def parts(what: str, of: Callable[[nn.Parameter], Any]) -> Tensors:
+        return {f"{what} {n}": shard.local(of(w)).detach().clone() for n, w in network.named_parameters()}
 
     for step in range(steps):
         data = p.data(step).own(world.share(p.samples))
-        loss = shard.scaled_loss(module(data), parts.shard(data.valid), world)
+        loss = shard.scaled_loss(module(data), shares.shard(data.valid), world)
         optimiser.zero_grad()
         loss.backward()
         shard.sum_tile_gradients(network, world)
-        slopes = whole("gradient", lambda w: w.grad)
+        slopes = parts("gradient", lambda w: w.grad)
         norm = shard.clip_gradients(network, most, world)
-        clipped = whole("clipped", lambda w: w.grad)
+        clipped = parts("clipped", lambda w: w.grad)
         optimiser.step()
         record = {"loss": torch.tensor(shard.whole_loss(loss, world), dtype=torch.float64), "norm": norm}
+        after = parts("weight", lambda w: w)
         if kind == "adamw":
             for moment in ("exp_avg", "exp_avg_sq"):
-                record |= whole(moment, lambda w, m=moment: optimiser.state[w][m])
-        found.append(answer(world, record | slopes | clipped | whole("weight", lambda w: w)))
+                after |= parts(moment, lambda w, m=moment: optimiser.state[w][m])
+        found.append(answer(world, record, slopes | clipped | after))
     return found
 
 
@@ -595,15 +612,20 @@ def counted_step(p: Problem, mesh: Mesh) -> Ledger:
     return messages.found
 
 
+def counted_some(p: Problem, mesh: Mesh) -> dict[str, Any]:
+    """J^T, of which an evaluation is the first half, and a step."""
+    return {"product": counted_evaluation(p, mesh, True, False), "step": [counted_step(p, mesh)]}
+
+
 def counted_all(p: Problem, mesh: Mesh) -> dict[str, Any]:
     """Evaluations and steps of every kind."""
-    found: dict[str, Any] = {}
-    for backward in (False, True):
-        found["product" if backward else "evaluation"] = counted_evaluation(p, mesh, backward, False)
-        found["product, kept" if backward else "evaluation, kept"] = counted_evaluation(p, mesh, backward, True)
-    found["step"] = [counted_step(p, mesh)]
-    found["step, recomputed"] = [counted_step(replace(p, recomputed=True), mesh)]
-    return found
+    more = {
+        "evaluation": counted_evaluation(p, mesh, False, False),
+        "evaluation, kept": counted_evaluation(p, mesh, False, True),
+        "product, kept": counted_evaluation(p, mesh, True, True),
+        "step, recomputed": [counted_step(replace(p, recomputed=True), mesh)],
+    }
+    return counted_some(p, mesh) | more
 
 
 def counted_whole(p: Problem, mesh: Mesh) -> dict[str, Ledger]:

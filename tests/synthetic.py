@@ -1,9 +1,11 @@
 """A small weather for tests of the workbench: smooth anomalies that persist, and a daily cycle."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from storm_ref.workbench.data import Fields
+from storm_ref.workbench.data import Fields, to_dataset
 
 STEP = np.timedelta64(6, "h")
 SPLIT = np.datetime64("2001-03-16")
@@ -41,6 +43,17 @@ def fields(
         variables=tuple("abc"[:channels]), static_names=("ground",), units=("K",) * channels,
         attributes=({},) * channels, periodic=periodic,
     )  # fmt: skip
+
+
+def record(path: Path, grid: tuple[int, int] = (12, 16), periodic: bool = False) -> Path:
+    """The weather in a file, with a map of the ground, one of where instruments stand, and one without any."""
+    found = fields(grid=grid, periodic=periodic)
+    dataset = to_dataset(found.values[None], found, found.time).isel(member=0, drop=True)
+    dataset["ground"] = ("latitude", "longitude"), found.static[0]
+    dataset["network"] = ("latitude", "longitude"), (found.static[0] % 5 == 0).astype(np.float32)
+    dataset["nowhere"] = ("latitude", "longitude"), np.zeros(grid, np.float32)
+    dataset.to_netcdf(path, engine="h5netcdf")
+    return path
 
 
 def bits(network: torch.nn.Module) -> bytes:

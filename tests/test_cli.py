@@ -13,26 +13,16 @@ from safetensors.torch import load_file
 
 from storm_ref.workbench import model as models
 from storm_ref.workbench.cli import main
-from storm_ref.workbench.data import open_file, to_dataset
+from storm_ref.workbench.data import open_file
 
 SIZES = ["--width", "8", "--depth", "1", "--frames", "2", "--rank", "10", "--train-steps", "2", "--batch", "4"]
 SMALL = ["--members", "2", "--steps", "3"]
 SPLIT = "2001-03-16"
 
 
-def _write(path: Path, grid: tuple[int, int] = (12, 16), periodic: bool = False) -> Path:
-    fields = synthetic.fields(grid=grid, periodic=periodic)
-    dataset = to_dataset(fields.values[None], fields, fields.time).isel(member=0, drop=True)
-    dataset["ground"] = ("latitude", "longitude"), fields.static[0]
-    dataset["network"] = ("latitude", "longitude"), (fields.static[0] % 5 == 0).astype(np.float32)
-    dataset["nowhere"] = ("latitude", "longitude"), np.zeros(grid, np.float32)
-    dataset.to_netcdf(path, engine="h5netcdf")
-    return path
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _write(tmp_path_factory.mktemp("record") / "record.nc")
+    return synthetic.record(tmp_path_factory.mktemp("record") / "record.nc")
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +176,7 @@ def test_forecast_beyond_the_record(data: Path, weights: Path, tmp_path: Path) -
 
 def test_trial_on_a_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """End to end, on a grid that has to be padded: the padding is in no file."""
-    data = _write(tmp_path / "odd.nc", (11, 15))
+    data = synthetic.record(tmp_path / "odd.nc", (11, 15))
     words = ["--data", str(data), "--split", SPLIT, "--stop", "2001-03-16T12", "--observed", "0,0.3", "--fit", "pad"]
     out = ["--patch", "4x4", "--out", str(tmp_path / "out")]
     assert main(["trial", *words, *SIZES, *SMALL, *out]) == 0
@@ -254,7 +244,7 @@ def test_assimilate_invalid_files(
     (tmp_path / "noise.nc").write_bytes(b"\x00 no NetCDF" * 50)
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "trap.safetensors").write_bytes(pickle.dumps(_Trap(tmp_path / "sprung")))
-    _write(tmp_path / "other.nc", (12, 20))
+    synthetic.record(tmp_path / "other.nc", (12, 20))
     cases: list[tuple[Path, Path, tuple[str, ...]]] = [
         (tmp_path / "cut.nc", weights, ("cut.nc", "truncated", "fetch")),
         (tmp_path / "noise.nc", weights, ("noise.nc", "corrupt")),
@@ -280,7 +270,7 @@ class _Trap:
 
 def test_trial_invalid_halo_that_wraps_on_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Round the globe 16 columns, a core of 8 and halos of 8: the tile would meet itself."""
-    data = _write(tmp_path / "globe.nc", periodic=True)
+    data = synthetic.record(tmp_path / "globe.nc", periodic=True)
     words = ["trial", "--data", str(data), "--split", SPLIT, *SIZES, *SMALL, "--patch", "4x4"]
     words = [*words, "--tile", "12x8", "--halo", "0x8", "--out", str(tmp_path / "out")]
     _refused(words, tmp_path, capsys, "halo", "wrap")

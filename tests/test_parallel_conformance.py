@@ -348,8 +348,9 @@ def test_parallel_mutant_is_caught(mutant: str, name: str, said: str, unchecked:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_parallel_mutant_that_hangs_ends(unchecked: None) -> None:
+def test_parallel_mutant_that_hangs_ends(unchecked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """[PAR-19] A rank waits for one that has given up: an error in time, and ranks that are new for the next call."""
+    monkeypatch.setattr(parallel, "SHORT", 6.0)
     adapter = adapter_of(MUTANTS["ranks_fail_alone"])
     port = Port(adapter, describe(adapter))
     case = CASES["refuses-divergence"]

@@ -189,7 +189,7 @@ def start(mesh: Mesh, timeout: float = TIMEOUT, device: str | None = None) -> Wo
     if missing:
         raise ValueError(
             f"--mesh {mesh} needs {mesh.size} processes, and this one is alone ({', '.join(missing)} not set): start "
-            f"it with torchrun --nproc-per-node {mesh.size} -m storm_ref ..."
+            f"it with torchrun --nproc-per-node {mesh.size} -m storm_ref -- ..."
         )
     if int(os.environ["WORLD_SIZE"]) != mesh.size:
         raise ValueError(

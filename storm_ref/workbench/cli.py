@@ -55,6 +55,7 @@ WORLD_SPLIT = "2000-09-28"  # three quarters of the bundled world are for traini
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    words = words[words[:1] == ["--"] :]  # with which torchrun is kept from our options; some versions hand it on
     arguments = _parser().parse_args(words)
     arguments.world = None
     try:

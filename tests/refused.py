@@ -1,0 +1,21 @@
+"""`python refused.py "OPTIONS;OPTIONS" train ...`: the command line once for each, all refused; exits as the last does.
+
+Each is to torchrun's ranks what another attempt is: it meets by names of its own.
+"""
+
+import os
+import sys
+
+import torch.distributed as dist
+
+from storm_ref.workbench.cli import main
+
+if __name__ == "__main__":
+    code = 0
+    for attempt, options in enumerate(sys.argv[1].split(";")):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
+        code = main([*sys.argv[2:], *options.split()])
+        assert code == 2, options
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    sys.exit(code)
