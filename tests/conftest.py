@@ -1,7 +1,10 @@
 """What every test gets: checked shapes, one thread, and repeatable examples."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from pathlib import Path
 
 # Before torch and numpy start their thread pools: one and two threads differ in the last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,10 +41,24 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+def preload() -> None:
+    """What ranks run is imported once, by the process that all of them are forked from, unless it is there already."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    modules = ["parallel_work", "torch.distributed.fsdp", "torch._dynamo", "storm_ref.workbench.parallel_training"]
+    multiprocessing.set_forkserver_preload(modules)
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
 @pytest.fixture(scope="session")
 def pools() -> Iterator[Callable[..., Pool]]:
     """Worlds of so many ranks, each started when it is first asked for and kept warm for all tests."""
     made: dict[tuple[int, str], Pool] = {}
+    preload()
 
     def pool(ranks: int, device: str = "cpu") -> Pool:
         return made.setdefault((ranks, device), Pool(ranks, timeout=120.0, device=device))

@@ -14,35 +14,30 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-import jaxtyping
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-# In ranks, too, shapes are checked: see conftest. They are forked from a process that has imported the pool alone.
-jaxtyping.install_import_hook("storm_ref", "beartype.beartype")
-
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.distributed.fsdp import register_fsdp_forward_method  # noqa: E402
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-
-from storm_ref.assimilation import Guide, Sampler, draw_members, member_noise  # noqa: E402
-from storm_ref.attention import Block  # noqa: E402
-from storm_ref.config import StormConfig  # noqa: E402
-from storm_ref.cost import Ledger, Traffic  # noqa: E402
-from storm_ref.denoiser import Condition, Storm, randomise  # noqa: E402
-from storm_ref.edm import Churn, Denoise, edm_loss, loss_weight, schedule  # noqa: E402
-from storm_ref.guidance import Observations, dps, mmps, pigdm  # noqa: E402
-from storm_ref.parallel import shard  # noqa: E402
-from storm_ref.parallel.ensemble import draw_shared, gather_members  # noqa: E402
-from storm_ref.parallel.mesh import AXES, Mesh, World  # noqa: E402
-from storm_ref.parallel.pool import world_of  # noqa: E402
-from storm_ref.parallel.tensor import tensor_parallel  # noqa: E402
-from storm_ref.parallel.tile import Exchange, Tiles, bind_sharded, compress_sharded, on_whole, tiled_sharded  # noqa: E402
-from storm_ref.tiling import Tiling, bind_tiled  # noqa: E402
-from storm_ref.tokenisation import sphere_position  # noqa: E402
+from storm_ref.assimilation import Guide, Sampler, draw_members, member_noise
+from storm_ref.attention import Block
+from storm_ref.config import StormConfig
+from storm_ref.cost import Ledger, Traffic
+from storm_ref.denoiser import Condition, Storm, randomise
+from storm_ref.edm import Churn, Denoise, edm_loss, loss_weight, schedule
+from storm_ref.guidance import Observations, dps, mmps, pigdm
+from storm_ref.parallel import shard
+from storm_ref.parallel.ensemble import draw_shared, gather_members
+from storm_ref.parallel.mesh import AXES, Mesh, World
+from storm_ref.parallel.pool import world_of
+from storm_ref.parallel.tensor import tensor_parallel
+from storm_ref.parallel.tile import Exchange, Tiles, bind_sharded, compress_sharded, on_whole, tiled_sharded
+from storm_ref.tiling import Tiling, bind_tiled
+from storm_ref.tokenisation import sphere_position
 
 MESHES = [Mesh(*shape) for shape in product((1, 2, 4, 8), repeat=4) if math.prod(shape) <= 8]
 GUIDES = ("none", "dps", "pigdm", "mmps")
@@ -310,6 +305,18 @@ def members(p: Problem, mesh: Mesh, guide: str) -> Any:
 def everything(p: Problem, mesh: Mesh) -> Any:
     """Value, gradients and a guided ensemble."""
     return evaluate(p, mesh), members(p, mesh, "dps")
+
+
+def everything_checked(p: Problem, meshes: list[Mesh], wrong: Tensor) -> str:
+    """Value, gradients, an ensemble and a training step on each mesh; what is said of a tensor of a wrong shape."""
+    for mesh in meshes:
+        everything(p, mesh)
+        train(p, mesh, 1, 0.5, "adamw")
+    try:
+        setup(p, meshes[0])[2].gather(wrong)
+    except Exception as error:
+        return type(error).__name__
+    return ""
 
 
 def tiles_refused(tiling: Tiling, mesh: Mesh) -> list[str]:
@@ -600,7 +607,7 @@ def counted_step(p: Problem, mesh: Mesh) -> Ledger:
     world, network, parts = setup(p, mesh)
     module = Step(network, parts, p)
     shard.shard_weights(module, network, world)
-    optimiser = make_optimiser("adamw", network)
+    optimiser = make_optimiser("adamw" if mesh.size < 8 else "sgd", network)
     data = p.data().own(world.share(p.samples))
     with Messages(world) as messages:
         loss = shard.scaled_loss(module(data), parts.shard(data.valid), world)

@@ -51,9 +51,9 @@ def reference(dtype: str = "float64") -> Port:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_reference_conforms_to_parallel(dtype: str, tmp_path: Path, unchecked: None) -> None:
-    assert main(["--profile", "parallel", "--dtype", dtype, "--out", str(tmp_path)]) == 0
+def test_reference_conforms_to_parallel(tmp_path: Path, unchecked: None) -> None:
+    """In float32: `make conformance` has all profiles in float64."""
+    assert main(["--profile", "parallel", "--dtype", "float32", "--out", str(tmp_path)]) == 0
 
 
 def test_parallel_cases_share_one_golden_answer() -> None:

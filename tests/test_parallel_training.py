@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,20 +25,14 @@ from storm_ref.workbench.training import Samples, TrainSettings, prepare, train
 
 pytestmark = pytest.mark.distributed
 
+Pools = Callable[..., Pool]
+
 SETTINGS = TrainSettings(
     patch=(3, 4), width=16, heads=2, depth=2, frames=2, rank=10, steps=8, batch=4, warmup=5, mix=2, rate=1e-3,
     tile=(6, 8), halo=(3, 4),
 )  # fmt: skip
 FIELDS = synthetic.fields()
 WHEN = FIELDS.time[60:62]
-
-
-@pytest.fixture(scope="module")
-def pools() -> Iterator[dict[int, Pool]]:
-    found = {ranks: Pool(ranks, timeout=120.0) for ranks in (1, 2, 4)}
-    yield found
-    for pool in found.values():
-        pool.close()
 
 
 _prepared = cache(lambda settings: prepare(FIELDS, FIELDS.time[8:60], synthetic.STEP, settings))
@@ -61,10 +55,10 @@ def shared(mesh: Mesh, settings: TrainSettings = SETTINGS, path: Path | None = N
     return told(train_shared(*made(settings), settings, world_of(mesh), None, path, **rest))
 
 
-def run(pools: dict[int, Pool], text: str, *rest: Any, **words: Any) -> Trained:
+def run(pools: Pools, text: str, *rest: Any, **words: Any) -> Trained:
     """Of the first rank; the others have the same bits."""
     mesh = Mesh.parse(text)
-    found = pools[mesh.size].run(_work, mesh, rest, words)
+    found = pools(mesh.size).run(_work, mesh, rest, words)
     for other in found[1:]:
         assert other[:2] == found[0][:2]
         assert all(torch.equal(value, found[0][2][name]) for name, value in other[2].items())
@@ -83,7 +77,7 @@ def serial() -> Trained:
 @pytest.mark.parametrize(
     "mesh", ["ddp=1", "ddp=2", "fsdp=2", "tile=2", "tp=2", "ddp=2,fsdp=2", "tile=4", "fsdp=2,tp=2"]
 )
-def test_train_shared_has_the_serial_losses(pools: dict[int, Pool], serial: Trained, mesh: str) -> None:
+def test_train_shared_has_the_serial_losses(pools: Pools, serial: Trained, mesh: str) -> None:
     """[PAR-12], [PAR-13]: every loss and every judgement, to a few units of float32's rounding; 1.5e-7 is seen.
 
     Weights may part further: Adam divides gradients by their size, also those that are rounding alone.
@@ -93,13 +87,13 @@ def test_train_shared_has_the_serial_losses(pools: dict[int, Pool], serial: Trai
     assert np.allclose(held, serial[1], rtol=1e-6)
 
 
-def test_train_shared_recomputing_changes_no_bit(pools: dict[int, Pool]) -> None:
+def test_train_shared_recomputing_changes_no_bit(pools: Pools) -> None:
     plain, again = (run(pools, "fsdp=2,tile=2", save_memory=twice) for twice in (False, True))
     assert plain[0] == again[0]
     assert all(torch.equal(value, again[2][name]) for name, value in plain[2].items())
 
 
-def test_train_shared_resumes_to_the_same_bits(pools: dict[int, Pool], tmp_path: Path) -> None:
+def test_train_shared_resumes_to_the_same_bits(pools: Pools, tmp_path: Path) -> None:
     """[PAR-17]: on the same mesh, stopped twice."""
     settings = replace(SETTINGS, depth=1, steps=5)
     whole = run(pools, "fsdp=2,tp=2", settings)
@@ -111,9 +105,7 @@ def test_train_shared_resumes_to_the_same_bits(pools: dict[int, Pool], tmp_path:
 
 
 @pytest.mark.parametrize("first", ["folder", "file"])
-def test_train_shared_resumes_on_any_mesh_and_none(
-    pools: dict[int, Pool], serial: Trained, tmp_path: Path, first: str
-) -> None:
+def test_train_shared_resumes_on_any_mesh_and_none(pools: Pools, serial: Trained, tmp_path: Path, first: str) -> None:
     """[PAR-17]: ranks, one process, other ranks, one after another from one checkpoint, and back."""
     path = tmp_path / "state"
     stages = ["ddp=2,fsdp=2", "", "tile=2,tp=2", "", "fsdp=2"]
@@ -127,7 +119,7 @@ def test_train_shared_resumes_on_any_mesh_and_none(
     assert os.listdir(tmp_path) == ["state"]
 
 
-def test_checkpoint_holds_whole_tensors_under_serial_names(pools: dict[int, Pool], tmp_path: Path) -> None:
+def test_checkpoint_holds_whole_tensors_under_serial_names(pools: Pools, tmp_path: Path) -> None:
     """[PAR-17]: what ranks wrote is what one process writes, moments and random numbers among it."""
     run(pools, "tile=2,tp=2", SETTINGS, tmp_path / "ranks", stop=1)
     train(*made(), SETTINGS, checkpoint=tmp_path / "one", stop=1)
@@ -144,7 +136,7 @@ def test_checkpoint_holds_whole_tensors_under_serial_names(pools: dict[int, Pool
     assert (ranks[moments[0]] - one[moments[0]]).abs().max() <= 1e-5 * scale
 
 
-def test_train_shared_invalid_checkpoints(pools: dict[int, Pool], tmp_path: Path) -> None:
+def test_train_shared_invalid_checkpoints(pools: Pools, tmp_path: Path) -> None:
     """Of other settings, half of one, and something else: refused on every rank; what is there stays."""
     path = tmp_path / "state"
     run(pools, "tile=2", SETTINGS, path, stop=1)
@@ -184,7 +176,7 @@ def test_write_folder_invalid_place(tmp_path: Path) -> None:
         ("ddp=4", {"batch": 3}, "4 data ranks for 3 samples"),
     ],
 )
-def test_train_shared_invalid_shares(pools: dict[int, Pool], mesh: str, change: dict[str, Any], text: str) -> None:
+def test_train_shared_invalid_shares(pools: Pools, mesh: str, change: dict[str, Any], text: str) -> None:
     """[PAR-4]"""
     with pytest.raises(RankError, match=text):
         run(pools, mesh, replace(SETTINGS, **change))
@@ -206,14 +198,12 @@ def drawn_shared(mesh: Mesh, state: dict[str, Tensor], guidance: str, cycled: bo
 @pytest.mark.parametrize("cycled", [False, True], ids=["one-stage", "cycle"])
 @pytest.mark.parametrize("guidance", ["covariance", "pigdm", "mmps"])
 @pytest.mark.parametrize("mesh", ["ddp=2", "fsdp=2", "tile=4", "tp=2", "ddp=2,tile=2", "fsdp=2,tp=2"])
-def test_analyses_are_the_serial_ones(
-    pools: dict[int, Pool], serial: Trained, mesh: str, guidance: str, cycled: bool
-) -> None:
+def test_analyses_are_the_serial_ones(pools: Pools, serial: Trained, mesh: str, guidance: str, cycled: bool) -> None:
     """[PAR-18]: five members over two data ranks; in a cycle each lives on its own past, wherever it was drawn."""
     model, _ = made()
     model.network.load_state_dict(serial[2])
     want, size = drawn(model, guidance, cycled), Mesh.parse(mesh).size
-    found = pools[size].run(drawn_shared, Mesh.parse(mesh), serial[2], guidance, cycled)
+    found = pools(size).run(drawn_shared, Mesh.parse(mesh), serial[2], guidance, cycled)
     assert all(torch.equal(other, found[0]) for other in found)
     # float32's unit round-off times the condition of five guided steps: conjugate gradients stop at 1e-3.
     limit = 1e-6 if guidance == "covariance" else 1e-4

@@ -42,10 +42,7 @@ def draw_shared(draw: Callable[[range], Float[Tensor, "m *s"]], count: int, worl
 
     Raises ValueError, on all ranks, for fewer members than data ranks and with whatever error one met, [PAR-19].
     """
-    if count < world.mesh.data:
-        raise ValueError(
-            f"{world.mesh.data} data ranks for {count} members leaves some idle: use fewer ranks, or draw more members"
-        )
+    world.mesh.check(samples=count)
     own, error = None, None
     mine = world.share(count)
     try:

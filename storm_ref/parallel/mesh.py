@@ -84,12 +84,14 @@ class Mesh:
             rank, place[axis] = divmod(rank, getattr(self, axis))
         return {axis: place[axis] for axis in AXES}
 
-    def check(self, config: StormConfig, tiles: int | None = None, samples: int | None = None) -> None:
+    def check(
+        self, config: StormConfig | None = None, tiles: int | None = None, samples: int | None = None
+    ) -> None:
         """Raises ValueError, saying what to change, unless network, tiles and samples (or members) can be shared out.
 
-        See [PAR-4].
+        See [PAR-4]. None: not asked about.
         """
-        if config.heads % self.tp:
+        if config is not None and config.heads % self.tp:
             raise ValueError(f"tp={self.tp} does not divide the {config.heads} heads: choose a tp that does")
         if tiles is not None and tiles < self.tile:
             raise ValueError(f"tile={self.tile} ranks for {tiles} tiles leaves some idle: use fewer, or smaller tiles")

@@ -127,6 +127,7 @@ class Exchange:
         owner, place = torch.empty(size, dtype=torch.long), torch.empty(size, dtype=torch.long)
         for rank, points in enumerate(owned):
             owner[points], place[points] = rank, torch.arange(len(points))
+        self.owner = owner  # of each point, a rank
         rank = world.place["tile"]
         self.group, self.alone = world.group("tile"), len(owned) == 1
         order = torch.argsort(owner[wanted[rank]], stable=True)
@@ -168,8 +169,7 @@ class Tiles:
         if together < 1:
             raise ValueError(f"at least one tile must be evaluated at a time, got together = {together}")
         found, ranks = tiles(tiling), world.mesh.tile
-        if len(found) < ranks:
-            raise ValueError(f"tile={ranks} ranks for {len(found)} tiles leaves some idle: use fewer, or smaller tiles")
+        world.mesh.check(tiles=len(found))
         self.tiling, self.world, self.together = tiling, world, together
         self.rank = world.place["tile"]
         self.owned = points_of(tiling, ranks)
@@ -182,11 +182,11 @@ class Tiles:
         heavy = [p[tile.weight.flatten() > 0] for p, tile in zip(points, found, strict=True)]
         self.extents = Exchange([torch.cat([points[i] for i in run]) for run in runs], self.owned, world)
         self.results = Exchange([torch.cat([heavy[i] for i in run]) for run in runs], self.owned, world)
-        sent = [torch.full((len(heavy[i]),), turns[i]) for run in runs for i in run]
-        whose = torch.cat([torch.full((len(p),), rank) for rank, p in enumerate(self.owned)])[torch.argsort(every)]
-        arriving = whose[torch.cat([heavy[i] for run in runs for i in run])] == self.rank
-        self._slots = _slots(self.results.asked.cpu(), torch.cat(sent)[arriving], len(self.owned[self.rank]))
-        self._slots = self._slots.to(world.device)
+        sent = torch.cat([heavy[i] for run in runs for i in run])
+        when = torch.cat([torch.full((len(heavy[i]),), turns[i]) for run in runs for i in run])
+        arriving = when[self.results.owner[sent] == self.rank]
+        slots = _slots(self.results.asked.cpu(), arriving, self.counts[self.rank])
+        self._slots = slots.to(world.device)
         self.batches = _batches([found[i] for i in runs[self.rank]], together, world.device)
 
     def shard(self, x: Shaped[Tensor, "*s h w"]) -> Shaped[Tensor, "*s p"]:
