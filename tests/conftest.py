@@ -54,9 +54,11 @@ def preload() -> None:
         os.environ["PYTHONPATH"] = before
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pools() -> Iterator[Callable[..., Pool]]:
-    """Worlds of so many ranks, each started when it is first asked for and kept warm for all tests."""
+    """Worlds of so many ranks, each started when it is first asked for and kept warm for the tests of a module. Not
+    longer: every process group of gloo has a thread that wakes a hundred times a second.
+    """
     made: dict[tuple[int, str], Pool] = {}
     preload()
 

@@ -39,7 +39,7 @@ from storm_ref.parallel.tile import Exchange, Tiles, bind_sharded, compress_shar
 from storm_ref.tiling import Tiling, bind_tiled
 from storm_ref.tokenisation import sphere_position
 
-MESHES = [Mesh(*shape) for shape in product((1, 2, 4, 8), repeat=4) if math.prod(shape) <= 8]
+MESHES = sorted((Mesh(*s) for s in product((1, 2, 4, 8), repeat=4) if math.prod(s) <= 8), key=lambda mesh: mesh.size)
 GUIDES = ("none", "dps", "pigdm", "mmps")
 
 Tensors = dict[str, Tensor]

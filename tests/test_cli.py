@@ -384,3 +384,12 @@ def test_help_reads_well(command: str | None, capsys: pytest.CaptureFixture[str]
         assert all(name in said for name in ("train", "assimilate", "forecast", "verify", "trial"))
     else:
         assert "--threads N of the processor" in said
+
+
+def test_double_dash_before_the_command_is_nothing(data: Path, weights: Path, tmp_path: Path) -> None:
+    """With it torchrun is kept from the options of the command; whether it hands it on depends on Python."""
+    words = ["forecast", "--data", str(data), "--weights", str(weights), "--start", SPLIT, "--lead", "1", *SMALL]
+    for name, dash in (("one", []), ("two", ["--"])):
+        assert main([*dash, *words, "--out", str(tmp_path / f"{name}.nc")]) == 0
+    one, two = (_values(tmp_path / f"{name}.nc") for name in ("one", "two"))
+    assert all(np.array_equal(one[name], two[name]) for name in one)

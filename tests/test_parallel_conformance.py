@@ -46,6 +46,13 @@ def reference(dtype: str = "float64") -> Port:
     return Port(Reference(), describe(Reference()), dtype)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _ranks_end() -> Iterator[None]:
+    """With this module: ranks that wait take time from those that work."""
+    yield
+    parallel.closed()
+
+
 # The profile
 
 

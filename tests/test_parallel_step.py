@@ -93,12 +93,12 @@ def test_tensor_parallel_equals_torch_plan(pools: Pools, mesh: Mesh) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("written", "read"), [(4, 8), (8, 4), (8, 8), (4, 1), (1, 4)])
+@pytest.mark.parametrize(("written", "read"), [(4, 8), (8, 4), (4, 1), (1, 4)])
 def test_place_whole_on_another_mesh(pools: Pools, written: int, read: int) -> None:
     """[PAR-17]: weights and moments, gathered on one mesh and placed on another, come back bit for bit."""
     shapes = {1: "tp=1", 4: "fsdp=2,tp=2", 8: "ddp=2,fsdp=2,tp=2"}
     problem = replace(FIXED, samples=8, depth=1)
-    other = {1: "tp=1", 4: "fsdp=4", 8: "fsdp=8" if written == 8 else "fsdp=4,tile=2"}
+    other = {1: "tp=1", 4: "fsdp=4", 8: "fsdp=4,tile=2"}
     state = agreed(pools(written).run(work.placed, problem, Mesh.parse(shapes[written]), None))
     assert state.keys() == {
         f"{kind} {n}" for n, _ in problem.network().named_parameters() for kind in ("weight", "moment")
@@ -193,7 +193,7 @@ def test_train_step_equals_serial(pools: Pools, mesh: Mesh) -> None:
 
 
 @pytest.mark.distributed
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(drawn=problems(), most=st.sampled_from([1e-3, 0.5, 1e6]))
 def test_train_step_of_any_problem(pools: Pools, drawn: tuple[Problem, Mesh], most: float) -> None:
     """Tiles, memory in chunks, windows and recomputation as they come; float64, or float32 judged by its own serial
@@ -209,7 +209,7 @@ def test_train_step_of_any_problem(pools: Pools, drawn: tuple[Problem, Mesh], mo
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("mesh", ["ddp=2,fsdp=2", "fsdp=2,tile=2", "fsdp=2,tp=2", "tile=2,tp=2"])
+@pytest.mark.parametrize("mesh", ["ddp=2,fsdp=2", "tile=2,tp=2"])
 def test_train_three_steps_equal_serial(pools: Pools, mesh: str) -> None:
     """Descent along the gradient: errors add up, a step's bound for each. AdamW: step by step, given gradients."""
     problem = replace(FIXED, depth=1)
@@ -222,10 +222,9 @@ def test_train_three_steps_equal_serial(pools: Pools, mesh: str) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("mesh", ["fsdp=2,tp=2", "tile=2,tp=2"])
-def test_recompute_steps_have_the_same_bits(pools: Pools, mesh: str) -> None:
+def test_recompute_steps_have_the_same_bits(pools: Pools) -> None:
     runs: list[Any] = [
-        pools(4).run(work.train, replace(FIXED, recomputed=recomputed), Mesh.parse(mesh), 2, MOST, "adamw")
+        pools(4).run(work.train, replace(FIXED, recomputed=recomputed), Mesh(fsdp=2, tp=2), 2, MOST, "adamw")
         for recomputed in (False, True)
     ]
     for step in range(2):

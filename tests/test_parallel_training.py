@@ -195,9 +195,10 @@ def drawn_shared(mesh: Mesh, state: dict[str, Tensor], guidance: str, cycled: bo
     return drawn(model.spread(world_of(mesh)), guidance, cycled)
 
 
-@pytest.mark.parametrize("cycled", [False, True], ids=["one-stage", "cycle"])
-@pytest.mark.parametrize("guidance", ["covariance", "pigdm", "mmps"])
-@pytest.mark.parametrize("mesh", ["ddp=2", "fsdp=2", "tile=4", "tp=2", "ddp=2,tile=2", "fsdp=2,tp=2"])
+@pytest.mark.parametrize(
+    ("guidance", "cycled"), [("covariance", False), ("pigdm", False), ("mmps", False), ("covariance", True)]
+)
+@pytest.mark.parametrize("mesh", ["fsdp=2", "tile=4", "ddp=2,tile=2", "fsdp=2,tp=2"])
 def test_analyses_are_the_serial_ones(pools: Pools, serial: Trained, mesh: str, guidance: str, cycled: bool) -> None:
     """[PAR-18]: five members over two data ranks; in a cycle each lives on its own past, wherever it was drawn."""
     model, _ = made()

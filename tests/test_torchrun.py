@@ -108,7 +108,7 @@ def test_train_restarted_ends_as_undisturbed(data: list[str], undisturbed: Path,
 def test_train_ends_when_a_rank_goes_wrong(kind: str, data: list[str], tmp_path: Path) -> None:
     """Without restarts: not zero, the rank is named, nothing half-written, nobody left."""
     out, mark = tmp_path / "model.safetensors", f"{kind}-{time.time_ns()}"
-    words = ["train", *data, *TRAIN, "--mesh", "tile=2", "--timeout", "5", "--out", str(out)]
+    words = ["train", *data, *TRAIN, "--mesh", "tile=2", "--timeout", "4", "--out", str(out)]
     ran = torchrun(2, [str(HERE / "faulty.py"), "--", kind, "1", "3", *words], mark=mark)
     assert ran.returncode != 0
     # Of shapes that differ gloo aborts whichever rank sees it first, and torchrun says which.
