@@ -35,13 +35,13 @@ trial: $(READY) ## score forecasts and analyses on held-back data; DATA=FILE.nc 
 	@$(RUN) -m storm_ref trial $(if $(DATA),--data "$(DATA)")
 
 bench: $(READY) ## count and time linear cost, and what tiling costs in fidelity, on this machine (minutes)
-	@$(RUN) -m storm_ref.workbench.bench
+	@$(RUN) -m storm_ref.experiments.bench
 
 bench-scale: $(READY) ## histories of 20 billion tokens and the largest frames; stop and start it at will (an hour)
-	@$(RUN) -m storm_ref.workbench.bench scale
+	@$(RUN) -m storm_ref.experiments.bench scale
 
 scaling: $(READY) ## predict strong scaling from counted work and messages, and draw it
-	@$(RUN) -m storm_ref.workbench.scaling
+	@$(RUN) -m storm_ref.experiments.scaling
 
 test: lint ## lint, then run all tests
 	@$(RUN) -m pytest

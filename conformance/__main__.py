@@ -1,6 +1,6 @@
 """`python -m conformance`: judge a port. Exit codes: 0 conforms, 1 fails, 2 the suite could not judge, 3 incomplete."""
 
-import conformance.threads  # noqa: F401  # isort: skip  # before anything that imports numpy
+import conformance.protocol.threads  # noqa: F401  # isort: skip  # before anything that imports numpy
 
 import argparse
 import os
@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from conformance.adapter import BUNDLED, Adapter, AdapterError, Info, describe, load_adapter
-from conformance.case import Case
-from conformance.operations import DTYPES, PROFILES
-from conformance.vectors import FOLDER, VectorError, load_cases, manifest
+from conformance.judging.case import Case
+from conformance.judging.vectors import FOLDER, VectorError, load_cases, manifest
+from conformance.protocol.operations import DTYPES, PROFILES
 
 __all__ = ["main"]
 
@@ -101,24 +101,24 @@ def _parser() -> argparse.ArgumentParser:
 def _adapter(args: argparse.Namespace) -> Adapter:
     """The port of the command line. One of the user's own runs in a process of its own unless told otherwise."""
     if args.cmd is not None:
-        from conformance.wire import WireAdapter, command_words
+        from conformance.ports.wire import WireAdapter, command_words
 
         return WireAdapter(command_words(args.cmd), args.timeout)
     if args.adapter in BUNDLED:
         return load_adapter(args.adapter)
     if args.in_process:
         return load_adapter(args.adapter)
-    from conformance.wire import WireAdapter, host_words
+    from conformance.ports.wire import WireAdapter, host_words
 
     return WireAdapter(host_words(args.adapter), args.timeout)
 
 
 def _run(args: argparse.Namespace) -> int:
+    from conformance.judging.result import result, write_result
+    from conformance.judging.runner import run_suite, select
     from conformance.laws import all_laws
     from conformance.report import print_report
     from conformance.report.files import write_reports
-    from conformance.result import result, write_result
-    from conformance.runner import run_suite, select
 
     adapter = _adapter(args)
     try:
@@ -163,8 +163,8 @@ class _progress:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from conformance.judging.runner import everything
     from conformance.laws import all_laws
-    from conformance.runner import everything
 
     wanted = set(args.profile or PROFILES)
     for subject in everything(load_cases(), all_laws()):
@@ -187,8 +187,8 @@ def _stored(folder: Path) -> list[Case]:
 
 def _generate(args: argparse.Namespace) -> int:
     from conformance.cases import all_recipes
+    from conformance.judging.vectors import freeze_all, write_vectors
     from conformance.laws import count_by_profile
-    from conformance.vectors import freeze_all, write_vectors
 
     cases = freeze_all(all_recipes(), os.cpu_count() or 1, [] if args.all else _stored(args.out))
     written = write_vectors(cases, count_by_profile(), args.out)
@@ -207,11 +207,11 @@ def _command(args: argparse.Namespace) -> int:
     if args.command == "generate":
         return _generate(args)
     if args.command == "explain":
-        from conformance.explain import explain
+        from conformance.explain.command import explain
 
         return explain(args.case, _adapter(args), args)
     if args.command in ("export", "check"):
-        from conformance import directory
+        from conformance.ports import folder as directory
 
         return directory.export(args) if args.command == "export" else directory.check(args)
     if args.command == "mutants":
@@ -223,10 +223,10 @@ def _command(args: argparse.Namespace) -> int:
 
         return report(args)
     if args.command == "new-adapter":
-        from conformance.scaffold import new_adapter
+        from conformance.authoring.new_adapter import new_adapter
 
         return new_adapter(args.kind, args.folder)
-    from conformance.lint import lint
+    from conformance.authoring.lint import lint
 
     return lint(args.table)
 

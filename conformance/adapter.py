@@ -35,8 +35,8 @@ Params = Mapping[str, Any]
 
 # Adapters that come with the suite, by the names that --adapter takes.
 BUNDLED = {
-    "storm_ref": "conformance.adapters.storm_ref:adapter",
-    "numpy": "conformance.adapters.numpy_port:adapter",
+    "storm_ref": "conformance.adapters.reference:adapter",
+    "numpy": "conformance.adapters.numpy.port:adapter",
 }
 
 

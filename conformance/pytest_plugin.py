@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from conformance.adapter import AdapterError, describe
-from conformance.case import Case
-from conformance.law import Law
-from conformance.operations import DTYPES, PROFILES
-from conformance.port import Port
-from conformance.runner import FAILED, Outcome, judge, judge_law, select
-from conformance.wire import WireAdapter, command_words, host_words
+from conformance.judging.case import Case
+from conformance.judging.law import Law
+from conformance.judging.runner import FAILED, Outcome, judge, judge_law, select
+from conformance.ports.checked import Port
+from conformance.ports.wire import WireAdapter, command_words, host_words
+from conformance.protocol.operations import DTYPES, PROFILES
 
 ADAPTER = pytest.StashKey[WireAdapter]()
 
@@ -78,8 +78,8 @@ class Suite(pytest.Collector):
 
     def collect(self) -> Iterator[Subject]:
         """Those of the profiles asked for, else of the port's own."""
+        from conformance.judging.vectors import load_cases
         from conformance.laws import all_laws
-        from conformance.vectors import load_cases
 
         option = self.config.getoption
         adapter = self.config.stash[ADAPTER]

@@ -1,8 +1,8 @@
-"""python -m storm_ref: see storm_ref.workbench.cli."""
+"""python -m storm_ref: see storm_ref.workbench.cli.commands."""
 
 import sys
 
-from storm_ref.workbench.cli import main
+from storm_ref.workbench.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

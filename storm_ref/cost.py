@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from storm_ref.config import StormConfig
+from storm_ref.parallel.halo import token_tiling
 from storm_ref.parallel.mesh import Mesh, share
-from storm_ref.parallel.tile import token_tiling
 from storm_ref.tiling import Axis, Tiling, cores
 
 __all__ = [

@@ -11,8 +11,8 @@ import time
 import torch
 import torch.distributed as dist
 
-from storm_ref.workbench import parallel_training
-from storm_ref.workbench.cli import main
+from storm_ref.workbench.cli.commands import main
+from storm_ref.workbench.run import parallel_training
 
 
 def fail(kind: str) -> None:

@@ -32,10 +32,10 @@ from storm_ref.edm import Churn, Denoise, edm_loss, loss_weight, schedule
 from storm_ref.guidance import Observations, dps, mmps, pigdm
 from storm_ref.parallel import shard
 from storm_ref.parallel.ensemble import draw_shared, gather_members
+from storm_ref.parallel.halo import Exchange, Tiles, bind_sharded, compress_sharded, on_whole, tiled_sharded
 from storm_ref.parallel.mesh import AXES, Mesh, World
 from storm_ref.parallel.pool import world_of
 from storm_ref.parallel.tensor import tensor_parallel
-from storm_ref.parallel.tile import Exchange, Tiles, bind_sharded, compress_sharded, on_whole, tiled_sharded
 from storm_ref.tiling import Tiling, bind_tiled
 from storm_ref.tokenisation import sphere_position
 

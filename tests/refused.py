@@ -8,7 +8,7 @@ import sys
 
 import torch.distributed as dist
 
-from storm_ref.workbench.cli import main
+from storm_ref.workbench.cli.commands import main
 
 if __name__ == "__main__":
     code = 0

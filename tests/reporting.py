@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Info
-from conformance.case import Case
-from conformance.law import Law
-from conformance.operations import OPERATIONS
-from conformance.result import result
-from conformance.runner import Outcome, Run, _blocked, _profile
-from conformance.tolerance import Bound, Exact, Measured, MustReject, Tolerance, Ulp
+from conformance.judging.case import Case
+from conformance.judging.law import Law
+from conformance.judging.result import result
+from conformance.judging.runner import Outcome, Run, _blocked, _profile
+from conformance.judging.tolerance import Bound, Exact, Measured, MustReject, Tolerance, Ulp
+from conformance.protocol.operations import OPERATIONS
 
 HOSTILE = (
     "\"'><script>document.title='owned'</script><img src=http://evil.example/i onerror=alert(1)> ]]> --> &amp; "

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from storm_ref.workbench.data import Fields, to_dataset
+from storm_ref.workbench.io.data import Fields, to_dataset
 
 STEP = np.timedelta64(6, "h")
 SPLIT = np.datetime64("2001-03-16")

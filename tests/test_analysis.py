@@ -9,7 +9,9 @@ import synthetic
 import torch
 
 from storm_ref import verification
-from storm_ref.workbench.analysis import (
+from storm_ref.workbench.io.data import Fields, history, targets
+from storm_ref.workbench.prior.model import Model, Prior
+from storm_ref.workbench.run.analysis import (
     GUIDANCE,
     DrawSettings,
     analyse,
@@ -24,9 +26,7 @@ from storm_ref.workbench.analysis import (
     seen_by,
     without_network,
 )
-from storm_ref.workbench.data import Fields, history, targets
-from storm_ref.workbench.model import Model, Prior
-from storm_ref.workbench.training import TrainSettings, prepare, train
+from storm_ref.workbench.run.training import TrainSettings, prepare, train
 
 FIELDS = synthetic.fields()
 STEP = synthetic.STEP

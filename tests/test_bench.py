@@ -13,12 +13,12 @@ from counting import Count
 from storm_ref import cost
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, bind
+from storm_ref.experiments import out_of_core
+from storm_ref.experiments.bench import history, scale, timing
+from storm_ref.experiments.bench.history import Checkpoint, History, Job, streamer
+from storm_ref.experiments.folded import FoldedState
 from storm_ref.tiling import bind_tiled, overhead, tiles
 from storm_ref.tokenisation import sphere_position
-from storm_ref.workbench import out_of_core
-from storm_ref.workbench.bench import history, scale, timing
-from storm_ref.workbench.bench.history import Checkpoint, History, Job, streamer
-from storm_ref.workbench.folded import FoldedState
 
 SMALL = StormConfig(2, 1, (1, 1), 8, 2, 1)
 

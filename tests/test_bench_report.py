@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 
-from storm_ref.workbench import fidelity
-from storm_ref.workbench.bench import __main__ as command
-from storm_ref.workbench.bench import history, machine, pictures, report, scale, timing
-from storm_ref.workbench.bench.history import Job
-from storm_ref.workbench.fidelity import Sizes
+from storm_ref.experiments import fidelity
+from storm_ref.experiments.bench import __main__ as command
+from storm_ref.experiments.bench import history, machine, pictures, report, scale, timing
+from storm_ref.experiments.bench.history import Job
+from storm_ref.experiments.fidelity import Sizes
 
 SIZES = Sizes((0.5, 2.0), (12, 24), (12, 24), (12, 24), (0, 1), 8, (2, 4), (2,), 2, 2, 2, 3.0, (2, 2))
 JOB = scale.DomainJob((24, 40), "tiny", 8, 2, 1, together=4, threads=1)

@@ -11,9 +11,9 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file
 
-from storm_ref.workbench import model as models
-from storm_ref.workbench.cli import main
-from storm_ref.workbench.data import open_file
+from storm_ref.workbench.cli.commands import main
+from storm_ref.workbench.io.data import open_file
+from storm_ref.workbench.prior import model as models
 
 SIZES = ["--width", "8", "--depth", "1", "--frames", "2", "--rank", "10", "--train-steps", "2", "--batch", "4"]
 SMALL = ["--members", "2", "--steps", "3"]

@@ -5,7 +5,7 @@ import pytest
 import synthetic
 import torch
 
-from storm_ref.workbench.climate import Climate, fit, waves
+from storm_ref.workbench.prior.background import Climate, fit, waves
 
 TIME = np.datetime64("2001-03-01", "ns") + np.arange(160) * np.timedelta64(6, "h")
 LONGITUDE = torch.tensor([0.0, 90.0, 180.0]).double()

@@ -15,8 +15,7 @@ from torch import Tensor
 from storm_ref import cost
 from storm_ref.attention import Block, MultiHead, layer_norm, modulate
 from storm_ref.denoiser import Condition, Storm, bind, randomise
-from storm_ref.tiling import Axis, Tiling, bind_tiled
-from storm_ref.workbench.coarse import (
+from storm_ref.experiments.coarse import (
     attend,
     bind_coarse,
     block_step,
@@ -26,7 +25,8 @@ from storm_ref.workbench.coarse import (
     outside,
     pool,
 )
-from storm_ref.workbench.covariance import white
+from storm_ref.tiling import Axis, Tiling, bind_tiled
+from storm_ref.workbench.prior.covariance import white
 
 POINTS = replace(CONFIG, patch=(1, 1))
 # Closed and periodic, hard and soft, a halo that spans several blocks, a short last core.

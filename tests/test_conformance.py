@@ -14,20 +14,20 @@ import pytest
 from rich.console import Console
 
 import conformance
-from conformance import law as laws_module
 from conformance.__main__ import main
 from conformance.adapter import AdapterError, Info, PortFault, Unsupported, describe, load_adapter
-from conformance.adapters.storm_ref import OPERATIONS, Reference
-from conformance.case import Case
-from conformance.law import Broken, Draw, Law, arrays, check_close, check_equal
+from conformance.adapters.reference import OPERATIONS, Reference
+from conformance.judging import law as laws_module
+from conformance.judging.case import Case
+from conformance.judging.law import Broken, Draw, Law, arrays, check_close, check_equal
+from conformance.judging.result import read_result, result, write_result
+from conformance.judging.runner import Outcome, ProfileResult, Run, exit_code, judge, judge_law, run_suite, select
+from conformance.judging.vectors import load_cases
 from conformance.laws import all_laws
-from conformance.operations import OPERATIONS as TABLE
-from conformance.operations import PROFILES, UNIT, ancestors, round_to, to_dtype
-from conformance.port import Port
+from conformance.ports.checked import Port
+from conformance.protocol.operations import OPERATIONS as TABLE
+from conformance.protocol.operations import PROFILES, UNIT, ancestors, round_to, to_dtype
 from conformance.report import print_report, requirement_text
-from conformance.result import read_result, result, write_result
-from conformance.runner import Outcome, ProfileResult, Run, exit_code, judge, judge_law, run_suite, select
-from conformance.vectors import load_cases
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = load_cases()
@@ -198,7 +198,7 @@ def test_no_option_changes_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
 def test_load_adapter_accepts_instance_class_and_factory() -> None:
     for name in ("Altered", "Refuser"):
         assert describe(load_adapter(f"{__name__}:{name}")).ops == frozenset(OPERATIONS)
-    assert load_adapter("conformance.adapters.storm_ref:adapter") is not None
+    assert load_adapter("conformance.adapters.reference:adapter") is not None
     with pytest.raises(AdapterError, match="no licence"):
         load_adapter(f"{__name__}:broken_factory")
 

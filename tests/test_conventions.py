@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from conformance.tolerance import Bound, Exact, Ulp
+from conformance.judging.tolerance import Bound, Exact, Ulp
 from storm_ref.assimilation import Sampler, draw_members, member_noise
 from storm_ref.attention import layer_norm
 from storm_ref.config import StormConfig
@@ -41,7 +41,7 @@ from storm_ref.tokenisation import (
     unpatchify,
 )
 from storm_ref.verification import area_weights, average, rank_histogram
-from storm_ref.workbench.data import history, read
+from storm_ref.workbench.io.data import history, read
 
 CONFIG = StormConfig(channels=2, static_channels=1, patch=(2, 2), width=16, heads=2, depth=2)
 GRID = (4, 8)

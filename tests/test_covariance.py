@@ -14,7 +14,7 @@ from storm_ref.edm import sample, schedule
 from storm_ref.guidance import Observations, OperatorObservations, pigdm
 from storm_ref.tiling import Tiling
 from storm_ref.tokenisation import region_position
-from storm_ref.workbench.covariance import (
+from storm_ref.workbench.prior.covariance import (
     Covariance,
     bind_covariance,
     correlation_length,

@@ -11,8 +11,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storm_ref.workbench import data
-from storm_ref.workbench.data import calendar, history, parse_step, read, resolve, targets, to_dataset, write
+from storm_ref.workbench.io import data
+from storm_ref.workbench.io.data import calendar, history, parse_step, read, resolve, targets, to_dataset, write
 
 HOURS = np.arange("2020-01-01T00", "2020-01-01T06", dtype="datetime64[h]").astype("datetime64[ns]")
 HOUR = np.timedelta64(1, "h")

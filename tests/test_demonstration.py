@@ -8,12 +8,12 @@ import pytest
 import synthetic
 import torch
 
-from storm_ref.workbench import demonstration
-from storm_ref.workbench.analysis import DrawSettings, analyse, cycle, observe, score_table
-from storm_ref.workbench.data import Fields, targets
-from storm_ref.workbench.demonstration import DemonstrationSettings, demonstrate
-from storm_ref.workbench.model import Model
-from storm_ref.workbench.training import TrainSettings, prepare, train
+from storm_ref.workbench.io.data import Fields, targets
+from storm_ref.workbench.prior.model import Model
+from storm_ref.workbench.run import demonstration
+from storm_ref.workbench.run.analysis import DrawSettings, analyse, cycle, observe, score_table
+from storm_ref.workbench.run.demonstration import DemonstrationSettings, demonstrate
+from storm_ref.workbench.run.training import TrainSettings, prepare, train
 
 FIELDS = synthetic.fields(gaps=True)
 DRAWING = DrawSettings(members=2, seed=3, obs_std=0.5, sampler_steps=4)

@@ -17,17 +17,17 @@ from safetensors.numpy import load_file, save_file
 
 from conformance.__main__ import main
 from conformance.adapter import Adapter, AdapterError, Array, Info, Unsupported, describe
-from conformance.adapters.storm_ref import adapter as reference
-from conformance.case import Case, Chain
+from conformance.adapters.reference import adapter as reference
 from conformance.cases.tokenisation import recipes
-from conformance.directory import Replay, answer, check_folder, digest, write_export
-from conformance.directory import main as directory_main
+from conformance.judging.case import Case, Chain
+from conformance.judging.result import result
+from conformance.judging.runner import exit_code, run_suite
+from conformance.judging.tolerance import Exact, MustReject
+from conformance.judging.vectors import case_to_json, freeze, write_vectors
 from conformance.laws.tokenisation import LAWS
-from conformance.operations import OPERATIONS
-from conformance.result import result
-from conformance.runner import exit_code, run_suite
-from conformance.tolerance import Exact, MustReject
-from conformance.vectors import case_to_json, freeze, write_vectors
+from conformance.ports.folder import Replay, answer, check_folder, digest, write_export
+from conformance.ports.folder import main as directory_main
+from conformance.protocol.operations import OPERATIONS
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ["core"]
@@ -100,7 +100,7 @@ def test_check_judges_as_a_run(answered: Path, cases: list[Case]) -> None:
 def test_check_needs_neither_torch_nor_the_same_process(answered: Path) -> None:
     """Laws draw the same calls where other modules are in memory, else none of their answers would be found."""
     script = (
-        "import sys; from pathlib import Path; from conformance.directory import Replay, check_folder; "
+        "import sys; from pathlib import Path; from conformance.ports.folder import Replay, check_folder; "
         "from conformance.laws.tokenisation import LAWS; import wave; "
         f"run = check_folder(Replay(Path({str(answered)!r})), [], LAWS, None); "
         "print([o.verdict for o in run.outcomes], 'torch' in sys.modules)"
@@ -349,7 +349,7 @@ def test_schemas_fit_result_cases_and_manifest(answered: Path, cases: list[Case]
 
 
 def test_schema_knows_every_profile_and_dtype() -> None:
-    from conformance.operations import DTYPES, PROFILES
+    from conformance.protocol.operations import DTYPES, PROFILES
 
     text = json.loads((ROOT / "conformance" / "schemas" / "manifest.schema.json").read_text())
     assert set(text["properties"]["profiles"]["propertyNames"]["enum"]) == set(PROFILES)
@@ -416,8 +416,8 @@ def test_command_export_and_check(
     rejected = next(case for case in cases if isinstance(case.tolerance, MustReject))
     few = [cases[0], rejected]
     counts = {"vectors": "", "profiles": {"core": {"cases": 0, "laws": 0}}}
-    monkeypatch.setattr("conformance.vectors.load_cases", lambda: few)
-    monkeypatch.setattr("conformance.vectors.manifest", lambda: counts)
+    monkeypatch.setattr("conformance.judging.vectors.load_cases", lambda: few)
+    monkeypatch.setattr("conformance.judging.vectors.manifest", lambda: counts)
     monkeypatch.setattr("conformance.laws.all_laws", lambda: list(LAWS))
     folder, out = tmp_path / "calls", tmp_path / "out"
     assert main(["export", str(folder), "--profile", "core"]) == 0

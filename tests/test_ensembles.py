@@ -8,8 +8,8 @@ import pytest
 import synthetic
 import xarray as xr
 
-from storm_ref.workbench.data import to_dataset, write
-from storm_ref.workbench.ensembles import match, read_ensemble
+from storm_ref.workbench.io.data import to_dataset, write
+from storm_ref.workbench.io.ensembles import match, read_ensemble
 
 FIELDS = synthetic.fields(days=4)
 MEMBERS = np.random.default_rng(0).normal(280, 1, (3, 4, 2, 12, 16)).astype(np.float32)

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance import suspects
 from conformance.__main__ import main
 from conformance.adapter import Info
-from conformance.adapters import numpy_network
-from conformance.adapters.numpy_port import adapter as numpy_adapter
-from conformance.adapters.storm_ref import Reference
-from conformance.case import Case
-from conformance.diagnosis import axis_names, by_axis, free_running, looks_like, probe_names, stages
-from conformance.explain import draw_error
+from conformance.adapters.numpy import network as numpy_network
+from conformance.adapters.numpy.port import adapter as numpy_adapter
+from conformance.adapters.reference import Reference
+from conformance.authoring.traceability import code_places, requirements
+from conformance.explain.command import draw_error
+from conformance.explain import likely_mutants as suspects
+from conformance.explain.likely_mutants import LineUp, answer, distance
+from conformance.explain.stages import axis_names, by_axis, free_running, looks_like, probe_names, stages
+from conformance.judging.case import Case
+from conformance.judging.runner import FAILED, judge
+from conformance.judging.vectors import load_cases
 from conformance.mutants import MUTANTS, adapter_of
-from conformance.port import Port
-from conformance.runner import FAILED, judge
-from conformance.suspects import LineUp, answer, distance
-from conformance.traceability import code_places, requirements
-from conformance.vectors import load_cases
+from conformance.ports.checked import Port
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # what the reference refuses, not what its annotations do
 

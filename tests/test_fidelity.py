@@ -12,11 +12,11 @@ from torch import Tensor
 
 from storm_ref.denoiser import bind
 from storm_ref.edm import sample, schedule
+from storm_ref.experiments import fidelity
+from storm_ref.experiments.fidelity import Sizes, Subject, tiling_of
 from storm_ref.tiling import Axis, Tiling, bind_tiled, extents
-from storm_ref.workbench import fidelity
-from storm_ref.workbench.covariance import Covariance, bind_covariance
-from storm_ref.workbench.fidelity import Sizes, Subject, tiling_of
-from storm_ref.workbench.model import load
+from storm_ref.workbench.prior.covariance import Covariance, bind_covariance
+from storm_ref.workbench.prior.model import load
 
 WEIGHTS = Path(__file__).parents[1] / "tiny_data" / "storm_tiny.safetensors"
 # Sampled fields add up the rounding of some ten evaluations, each at most as sensitive as its Jacobian.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from storm_ref.workbench import figures
-from storm_ref.workbench.vortices import Track
+from storm_ref.workbench.io import figures
+from storm_ref.workbench.run.vortices import Track
 
 LAT, LON = np.linspace(58, 50, 9), np.linspace(-10, 2, 13)
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storm_ref.workbench.files import replacing
+from storm_ref.workbench.io.atomic import replacing
 
 
 def test_replacing_puts_the_new_in_place(tmp_path: Path) -> None:

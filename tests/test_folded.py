@@ -8,8 +8,8 @@ from torch import Tensor
 
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Storm, randomise
+from storm_ref.experiments.folded import FoldedMemory, FoldedState
 from storm_ref.tokenisation import sphere_position
-from storm_ref.workbench.folded import FoldedMemory, FoldedState
 
 EPS = torch.finfo(torch.float64).eps
 

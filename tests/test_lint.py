@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from conformance import lint as lint_module
 from conformance.__main__ import main
+from conformance.authoring import lint as lint_module
+from conformance.authoring.lint import problems, recorded_kills, write_table
+from conformance.authoring.traceability import REASONS, Requirement, coverage, requirements, table, uncovered
 from conformance.cases import all_recipes
+from conformance.judging.runner import everything
+from conformance.judging.vectors import load_cases
 from conformance.laws import all_laws
-from conformance.lint import problems, recorded_kills, write_table
 from conformance.mutants import MUTANTS
-from conformance.runner import everything
-from conformance.traceability import REASONS, Requirement, coverage, requirements, table, uncovered
-from conformance.vectors import load_cases
 
 CASES, LAWS = load_cases(), all_laws()
 

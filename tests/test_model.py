@@ -12,8 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from storm_ref.denoiser import randomise
 from storm_ref.tiling import Tiling
-from storm_ref.workbench.model import Model, default_patch, default_tiling, load, read_tensors, save, write_tensors
-from storm_ref.workbench.training import TrainSettings, prepare
+from storm_ref.workbench.prior.model import (
+    Model,
+    default_patch,
+    default_tiling,
+    load,
+    read_tensors,
+    save,
+    write_tensors,
+)
+from storm_ref.workbench.run.training import TrainSettings, prepare
 
 WEIGHTS = Path(__file__).parents[1] / "tiny_data" / "storm_tiny.safetensors"
 SMALL = TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, rank=10)
@@ -154,7 +162,7 @@ def test_write_tensors_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         Path(name).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("storm_ref.workbench.model.save_file", full)
+    monkeypatch.setattr("storm_ref.workbench.prior.model.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         write_tensors(path, "k", {"a": torch.zeros(1)}, {})
     assert list(tmp_path.iterdir()) == [path]

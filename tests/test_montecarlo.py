@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from conformance.adapter import Info
-from conformance.montecarlo import K, RandomRounding, monte_carlo
-from conformance.operations import UNIT
-from conformance.tolerance import MonteCarlo
+from conformance.authoring.montecarlo import K, RandomRounding, monte_carlo
+from conformance.judging.tolerance import MonteCarlo
+from conformance.protocol.operations import UNIT
 
 
 def rounded(function: Callable[[], Tensor], seed: int = 0) -> Tensor:
@@ -95,7 +95,7 @@ def limits_of(q: np.ndarray[Any, Any]) -> MonteCarlo:
 
 @pytest.mark.parametrize("dtype", UNIT)
 def test_monte_carlo_holds_another_order_and_not_another_formula(dtype: str) -> None:
-    from conformance.operations import round_to
+    from conformance.protocol.operations import round_to
 
     q = round_to(np.random.default_rng(0).standard_normal((40, 64)), "bfloat16")
     bound = limits_of(q)

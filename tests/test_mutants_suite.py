@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from conformance.adapter import Unsupported, describe, load_adapter
-from conformance.adapters.storm_ref import Reference
-from conformance.case import Case
+from conformance.adapters.reference import Reference
 from conformance.cases import CHAPTERS
+from conformance.judging.case import Case
 from conformance.mutants import MUTANTS, Edit, Mutant, adapter_of
 from conformance.mutants.honest import HONEST, honest_adapter
 from conformance.mutants.mutant import MutantPort, codes, edit
 from conformance.mutants.trial import Finding, Subject, reach, subjects, summary, trial, try_port
-from conformance.operations import DTYPES
+from conformance.protocol.operations import DTYPES
 from storm_ref import attention, tokenisation
 
 SPEC = Path(__file__).resolve().parents[1] / "spec"

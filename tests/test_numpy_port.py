@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from conformance.adapter import Array, Unsupported, describe
-from conformance.adapters import numpy_tokens as tokens
-from conformance.adapters.numpy_derivatives import jacobian
-from conformance.adapters.numpy_port import adapter
-from conformance.adapters.numpy_tiling import Axis
+from conformance.adapters.numpy import tokens
+from conformance.adapters.numpy.derivatives import jacobian
+from conformance.adapters.numpy.port import adapter
+from conformance.adapters.numpy.tiling import Axis
+from conformance.judging.runner import exit_code, run_suite, select
+from conformance.judging.vectors import load_cases, manifest
 from conformance.laws import all_laws
-from conformance.operations import OPERATIONS, to_dtype
-from conformance.runner import exit_code, run_suite, select
-from conformance.vectors import load_cases, manifest
+from conformance.protocol.operations import OPERATIONS, to_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "conformance" / "adapters").glob("numpy_*.py"))
@@ -53,7 +53,7 @@ def test_numpy_port_imports_neither_torch_nor_the_reference() -> None:
     code = """
 import sys
 import numpy as np
-from conformance.adapters.numpy_port import adapter
+from conformance.adapters.numpy.port import adapter
 adapter.run("schedule", {}, {"steps": 4, "dtype": "float64"}, ())
 foreign = ("torch", "storm_ref", "conformance.cases")
 print([name for name in sys.modules if any(name == f or name.startswith(f + ".") for f in foreign)])
@@ -74,7 +74,7 @@ def test_numpy_port_depends_on_numpy_and_the_protocol_alone(module: Path) -> Non
             else [str(node.module)] if isinstance(node, ast.ImportFrom) else []
         )
     }  # fmt: skip
-    mine = {"numpy", "conformance.adapter", "conformance.adapters", "conformance.operations"}
+    mine = {"numpy", "conformance.adapter", "conformance.adapters", "conformance.protocol.operations"}
     others = {n for n in found - mine if not n.startswith("conformance.adapters.numpy_")}
     assert {name.split(".")[0] for name in others} <= sys.stdlib_module_names
 

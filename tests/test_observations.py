@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storm_ref.guidance import Observations
-from storm_ref.workbench.data import Fields
-from storm_ref.workbench.observations import (
+from storm_ref.workbench.io.data import Fields
+from storm_ref.workbench.io.observations import (
     Stations,
     bilinear,
     from_mask,

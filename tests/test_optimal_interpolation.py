@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from storm_ref.guidance import Observations
-from storm_ref.workbench.optimal_interpolation import Background, fit
+from storm_ref.workbench.prior.optimal_interpolation import Background, fit
 
 SHAPE = (2, 2, 3)
 SIZE = 12

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm, randomise
+from storm_ref.experiments.out_of_core import Domain, compress, create, denoise, open_array
 from storm_ref.tiling import Axis, Tile, Tiling, bind_tiled, tiles
 from storm_ref.tokenisation import latitude_position, region_position, sphere_position
-from storm_ref.workbench.out_of_core import Domain, compress, create, denoise, open_array
 
 CONFIG = StormConfig(2, 1, (2, 2), width=8, heads=2, depth=1, mlp_ratio=2, position_octaves=2, noise_features=4)
 # Four tiles meet at corners, extents wrap, the last core is short, and tiles have four shapes, two batches each.
@@ -313,7 +313,7 @@ def test_denoise_goes_on_after_half_a_write(disk: OnDisk, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("storm_ref.workbench.out_of_core.np.savez", half)
+        patch.setattr("storm_ref.experiments.out_of_core.np.savez", half)
         disk.denoise()
     for cores in (0, 1, 5, 7):
         with pytest.raises(KeyboardInterrupt):

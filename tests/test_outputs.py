@@ -11,13 +11,13 @@ import synthetic
 import xarray as xr
 from matplotlib.figure import Figure
 
-from storm_ref.workbench import outputs
-from storm_ref.workbench.analysis import DrawSettings
-from storm_ref.workbench.data import Fields, open_file, targets
-from storm_ref.workbench.demonstration import Demonstration, DemonstrationSettings, demonstrate
-from storm_ref.workbench.outputs import write_demonstration, write_json, write_trial
-from storm_ref.workbench.training import TrainSettings, prepare, train
-from storm_ref.workbench.trial import TrialSettings, run_trial
+from storm_ref.workbench.io import outputs
+from storm_ref.workbench.io.data import Fields, open_file, targets
+from storm_ref.workbench.io.outputs import write_demonstration, write_json, write_trial
+from storm_ref.workbench.run.analysis import DrawSettings
+from storm_ref.workbench.run.demonstration import Demonstration, DemonstrationSettings, demonstrate
+from storm_ref.workbench.run.training import TrainSettings, prepare, train
+from storm_ref.workbench.run.trial import TrialSettings, run_trial
 
 PADDED = (2, 3)
 DRAWING = DrawSettings(members=2, seed=3, obs_std=0.5, sampler_steps=3)

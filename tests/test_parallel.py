@@ -23,10 +23,10 @@ from torch import Tensor
 
 from storm_ref.config import StormConfig
 from storm_ref.parallel import mesh as meshes
+from storm_ref.parallel.halo import points_of, token_tiling
 from storm_ref.parallel.mesh import AXES, Mesh, share
 from storm_ref.parallel.pool import Pool
 from storm_ref.parallel.tensor import cut_dim, join
-from storm_ref.parallel.tile import points_of, token_tiling
 from storm_ref.tiling import Axis, Tiling, cores
 
 Pools = Callable[..., Pool]

@@ -14,21 +14,21 @@ import pytest
 
 from conformance.__main__ import main
 from conformance.adapter import Array, Info, describe
-from conformance.adapters import parallel
-from conformance.adapters.storm_ref import Reference, Serial
+from conformance.adapters import reference_ranks as parallel
+from conformance.adapters.reference import Reference, Serial
 from conformance.cases.parallel import recipes
-from conformance.directory import Replay, answer, answer_as_rank, check_folder, write_export
-from conformance.directory import main as directory_main
+from conformance.explain.likely_mutants import LineUp
+from conformance.judging.runner import judge, judge_law, measure
+from conformance.judging.vectors import FOLDER, load_cases, manifest
 from conformance.laws.parallel import LAWS
 from conformance.mutants import MUTANTS, adapter_of
 from conformance.mutants.honest import honest_adapter
 from conformance.mutants.mutant import in_ranks
-from conformance.operations import OPERATIONS
-from conformance.port import Port, Wrong
-from conformance.ranks import RanksError, launched, merge, rank_of, without
-from conformance.runner import judge, judge_law, measure
-from conformance.suspects import LineUp
-from conformance.vectors import FOLDER, load_cases, manifest
+from conformance.ports.checked import Port, Wrong
+from conformance.ports.folder import Replay, answer, answer_as_rank, check_folder, write_export
+from conformance.ports.folder import main as directory_main
+from conformance.protocol.operations import OPERATIONS
+from conformance.protocol.ranks import RanksError, launched, merge, rank_of, without
 from storm_ref.parallel.pool import RankError
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +126,7 @@ def test_parallel_is_outside_other_profiles() -> None:
     """A port without ranks conforms to what it claims: no other profile has a case that needs them."""
     for case in load_cases():
         assert (OPERATIONS[case.op].chapter == "parallel") == ("parallel" in case.profiles), case.id
-    from conformance.adapters.numpy_port import adapter as numpy
+    from conformance.adapters.numpy.port import adapter as numpy
 
     info = describe(numpy)
     assert "parallel" not in info.profiles
@@ -318,9 +318,9 @@ def test_launched_invalid_environment(monkeypatch: pytest.MonkeyPatch, exported:
 @pytest.mark.distributed
 def test_reference_answers_a_folder_under_torchrun(exported: Path) -> None:
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
-    port = ["--launched", "--adapter", "conformance.adapters.parallel:launched"]
+    port = ["--launched", "--adapter", "conformance.adapters.reference_ranks:launched"]
     done = subprocess.run(
-        [sys.executable, *words, "-m", "conformance.directory", "answer", str(exported), *port],
+        [sys.executable, *words, "-m", "conformance.ports.folder", "answer", str(exported), *port],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=100,
     )  # fmt: skip
     assert "rank 1 of 2: 7 calls answered" in done.stdout, done.stderr[-2000:]

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from storm_ref.parallel.mesh import Mesh
 from storm_ref.parallel.pool import Pool, RankError, world_of
-from storm_ref.workbench import checkpoints
-from storm_ref.workbench.analysis import DrawSettings, analyse, cycle, observe
-from storm_ref.workbench.model import Model, read_tensors, write_tensors
-from storm_ref.workbench.parallel_training import train_shared
-from storm_ref.workbench.training import Samples, TrainSettings, prepare, train
+from storm_ref.workbench.io import checkpoints
+from storm_ref.workbench.prior.model import Model, read_tensors, write_tensors
+from storm_ref.workbench.run.analysis import DrawSettings, analyse, cycle, observe
+from storm_ref.workbench.run.parallel_training import train_shared
+from storm_ref.workbench.run.training import Samples, TrainSettings, prepare, train
 
 pytestmark = pytest.mark.distributed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.scaffold import MENDED, WRONG, new_adapter
+from conformance.authoring.new_adapter import MENDED, WRONG, new_adapter
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 FEW = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import conformance.laws, conformance.vectors
+import conformance.laws, conformance.judging.vectors
 from tests.test_scaffold import cases
-conformance.vectors.load_cases = cases
+conformance.judging.vectors.load_cases = cases
 conformance.laws.all_laws = lambda: []
 """
 

@@ -40,10 +40,10 @@ def test_readme_module_table_is_complete() -> None:
 
 
 def test_readme_counts_are_those_of_the_suite() -> None:
+    from conformance.judging.vectors import load_cases
     from conformance.laws import all_laws
     from conformance.mutants import MUTANTS
     from conformance.mutants.honest import HONEST
-    from conformance.vectors import load_cases
 
     words = " ".join(README.split())
     assert f"{len(load_cases())} cases and {len(all_laws())} laws" in words

@@ -19,6 +19,9 @@ from reporting import HOSTILE, case, failing, hostile, off, passing, run_of
 from rich.console import Console
 
 from conformance.__main__ import main
+from conformance.authoring.traceability import requirements
+from conformance.judging.result import write_result
+from conformance.judging.runner import Outcome
 from conformance.report import print_report
 from conformance.report.files import write_reports
 from conformance.report.html import POLICY, report_html
@@ -40,9 +43,6 @@ from conformance.report.summary import (
     text,
     title,
 )  # fmt: skip
-from conformance.result import write_result
-from conformance.runner import Outcome
-from conformance.traceability import requirements
 from storm_ref import tiling
 
 GOOD, BAD, EVIL = run_of(passing()), run_of(failing("plain words")), hostile()

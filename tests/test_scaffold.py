@@ -12,12 +12,12 @@ import pytest
 
 from conformance.__main__ import main
 from conformance.adapter import describe
-from conformance.case import Case
+from conformance.authoring.new_adapter import MENDED, WRONG, new_adapter
 from conformance.cases.edm import schedule
-from conformance.runner import Run, run_suite
-from conformance.scaffold import MENDED, WRONG, new_adapter
-from conformance.tolerance import Bound, MustReject
-from conformance.wire import WireAdapter, command_words, host_words
+from conformance.judging.case import Case
+from conformance.judging.runner import Run, run_suite
+from conformance.judging.tolerance import Bound, MustReject
+from conformance.ports.wire import WireAdapter, command_words, host_words
 
 ROOT = Path(__file__).parents[1]
 

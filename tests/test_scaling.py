@@ -13,10 +13,10 @@ import pytest
 from storm_ref import cost
 from storm_ref.config import StormConfig, storm_10b, storm_10m
 from storm_ref.cost import Traffic
+from storm_ref.experiments import scaling
+from storm_ref.experiments.scaling import Level, Machine, Workload, best, efficiency, ideal, meshes, step, wire
 from storm_ref.parallel.mesh import Mesh
 from storm_ref.tiling import Axis, Tiling
-from storm_ref.workbench import scaling
-from storm_ref.workbench.scaling import Level, Machine, Workload, best, efficiency, ideal, meshes, step, wire
 
 SPEC = Path(__file__).resolve().parents[1] / "spec" / "A_scale.md"
 SMALL = StormConfig(3, 3, (2, 2), 64, 4, 2)
@@ -247,7 +247,7 @@ def tables(first: str) -> list[list[str]]:
 @pytest.mark.slow
 def test_spec_quotes_what_the_command_finds(tmp_path: Path) -> None:
     """In a process of its own, without checks of shapes: some twenty seconds instead of minutes."""
-    command = [sys.executable, "-m", "storm_ref.workbench.scaling", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "storm_ref.experiments.scaling", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, cwd=SPEC.parents[1])
     found = json.loads((tmp_path / "scaling.json").read_text())["tables"]
     assert tables("training") == found["training"]

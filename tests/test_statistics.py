@@ -7,9 +7,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from conformance import statistics
 from conformance.adapter import Array
-from conformance.statistics import LEVEL, correlation, distribution, mean, neighbours, repeats, share, variance
+from conformance.judging import randomness as statistics
+from conformance.judging.randomness import LEVEL, correlation, distribution, mean, neighbours, repeats, share, variance
 
 STREAMS, LENGTH = 8, 8192
 TESTS: dict[str, Callable[[Array], float]] = {

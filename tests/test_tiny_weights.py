@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storm_ref.workbench import data, model
-from storm_ref.workbench.cli import WEIGHTS, WORLD, WORLD_SPLIT, _parser, _training
-from storm_ref.workbench.training import TrainSettings, prepare, train
+from storm_ref.workbench.cli.commands import WEIGHTS, WORLD, WORLD_SPLIT, _parser, _training
+from storm_ref.workbench.io import data
+from storm_ref.workbench.prior import model
+from storm_ref.workbench.run.training import TrainSettings, prepare, train
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from conformance.operations import UNIT
-from conformance.tolerance import (
+from conformance.judging.tolerance import (
     Bound,
     Either,
     Exact,
@@ -18,6 +17,7 @@ from conformance.tolerance import (
     from_json,
     to_json,
 )
+from conformance.protocol.operations import UNIT
 
 U = UNIT["float64"]
 

@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 
 from storm_ref.denoiser import randomise
-from storm_ref.workbench import model as models
-from storm_ref.workbench.cli import main
+from storm_ref.workbench.cli.commands import main
+from storm_ref.workbench.prior import model as models
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

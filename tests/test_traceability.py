@@ -330,7 +330,7 @@ def test_sound_tree_has_no_problem(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["storm_ref/deep/er.py", "conformance/runner.py", "tests/test_toy.py", "spec/01_toy.md"]
+    "name", ["storm_ref/deep/er.py", "conformance/judging/runner.py", "tests/test_toy.py", "spec/01_toy.md"]
 )
 def test_undefined_finds_cited_id_that_no_chapter_defines(tree: Path, name: str) -> None:
     append(tree, name, f"# {ident(9)}\n")

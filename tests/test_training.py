@@ -12,11 +12,11 @@ import torch
 from storm_ref.denoiser import Condition, randomise
 from storm_ref.edm import precondition_coefficients
 from storm_ref.tiling import Tiling
-from storm_ref.workbench import training
-from storm_ref.workbench.covariance import bind_covariance, output_scale, precondition, white
-from storm_ref.workbench.data import calendar
-from storm_ref.workbench.model import Model, write_tensors
-from storm_ref.workbench.training import Samples, TrainSettings, learning_rate, prepare, train, weighted_loss
+from storm_ref.workbench.io.data import calendar
+from storm_ref.workbench.prior.covariance import bind_covariance, output_scale, precondition, white
+from storm_ref.workbench.prior.model import Model, write_tensors
+from storm_ref.workbench.run import training
+from storm_ref.workbench.run.training import Samples, TrainSettings, learning_rate, prepare, train, weighted_loss
 
 SMALL = TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, rank=10, steps=20, batch=4, warmup=5, mix=2)
 

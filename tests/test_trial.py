@@ -9,9 +9,9 @@ import torch
 
 from storm_ref import verification
 from storm_ref.tiling import Tiling
-from storm_ref.workbench.analysis import DrawSettings
-from storm_ref.workbench.training import TrainSettings
-from storm_ref.workbench.trial import TrialResult, TrialSettings, run_trial
+from storm_ref.workbench.run.analysis import DrawSettings
+from storm_ref.workbench.run.training import TrainSettings
+from storm_ref.workbench.run.trial import TrialResult, TrialSettings, run_trial
 
 SETTINGS = TrialSettings(
     synthetic.SPLIT, synthetic.STEP, (0.0, 0.2, 0.5), None, DrawSettings(members=6, obs_std=0.1, sampler_steps=12),

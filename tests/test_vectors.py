@@ -10,14 +10,12 @@ import pytest
 
 from conformance.__main__ import main
 from conformance.adapter import Array
-from conformance.adapters.storm_ref import Reference, Serial
-from conformance.case import Case, Chain, Recipe
+from conformance.adapters.reference import Reference, Serial
 from conformance.cases import CHAPTERS, all_recipes, chapter_recipes
-from conformance.laws import all_laws, count_by_profile
-from conformance.operations import OPERATIONS, PROFILES, round_to, to_dtype
-from conformance.runner import measure
-from conformance.tolerance import Exact, MonteCarlo, MustReject
-from conformance.vectors import (
+from conformance.judging.case import Case, Chain, Recipe
+from conformance.judging.runner import measure
+from conformance.judging.tolerance import Exact, MonteCarlo, MustReject
+from conformance.judging.vectors import (
     FOLDER,
     VectorError,
     case_from_json,
@@ -27,6 +25,8 @@ from conformance.vectors import (
     manifest,
     write_vectors,
 )
+from conformance.laws import all_laws, count_by_profile
+from conformance.protocol.operations import OPERATIONS, PROFILES, round_to, to_dtype
 
 CASES = load_cases()
 BY_ID = {case.id: case for case in CASES}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storm_ref.workbench.vortices import EARTH_RADIUS, choose, follow, smooth, strongest, vorticity
+from storm_ref.workbench.run.vortices import EARTH_RADIUS, choose, follow, smooth, strongest, vorticity
 
 LATITUDE = np.linspace(78.75, 1.25, 32)
 LONGITUDE = np.arange(64) * 5.625

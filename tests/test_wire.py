@@ -14,15 +14,16 @@ import jsonschema
 import numpy as np
 import pytest
 
-from conformance import SPEC, WIRE, host
+from conformance import SPEC, WIRE
 from conformance.adapter import AdapterError, Info, PortFault, Unsupported, describe
-from conformance.case import Case
-from conformance.child import PREFIX, STDERR_KEPT
-from conformance.law import Law
-from conformance.port import Port
-from conformance.runner import judge, judge_law
-from conformance.tolerance import Exact
-from conformance.wire import WireAdapter, command_words, host_words, plain_json
+from conformance.judging.case import Case
+from conformance.judging.law import Law
+from conformance.judging.runner import judge, judge_law
+from conformance.judging.tolerance import Exact
+from conformance.ports import serve as host
+from conformance.ports.checked import Port
+from conformance.ports.process import PREFIX, STDERR_KEPT
+from conformance.ports.wire import WireAdapter, command_words, host_words, plain_json
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(__file__).parent / "ports" / "bad_port.py"
@@ -255,7 +256,7 @@ def test_no_orphan_when_the_suite_ends(tmp_path: Path, how: str) -> None:
     script = (
         # A shell starts what runs in its background with interrupts ignored, and that is inherited.
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from conformance.wire import WireAdapter\n"
+        "from conformance.ports.wire import WireAdapter\n"
         f"adapter = WireAdapter({words('', notes)!r}, {LONG if how == 'interrupt' else 1.0})\n"
         f"adapter.start = {LONG}\n"
         f"try:\n    {call}\nexcept Exception:\n    pass\nadapter.describe()\n"

@@ -9,8 +9,8 @@ import importlib
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.case import Recipe
-from conformance.operations import round_to
+from conformance.judging.case import Recipe
+from conformance.protocol.operations import round_to
 
 __all__ = ["CHAPTERS", "all_recipes", "chapter_recipes", "draw"]
 

@@ -14,7 +14,6 @@ import numpy as np
 from mpmath import mp, mpf
 
 from conformance.adapter import Array, Arrays, Params
-from conformance.case import Chain, Recipe
 from conformance.cases.edm import covariance, schedule
 from conformance.cases.guidance import (
     DIGITS,
@@ -28,7 +27,8 @@ from conformance.cases.guidance import (
     problem,
     refused_inputs,
 )  # fmt: skip
-from conformance.tolerance import Bound, MustReject
+from conformance.judging.case import Chain, Recipe
+from conformance.judging.tolerance import Bound, MustReject
 
 __all__ = ["recipes"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.case import Recipe
-from conformance.networks import config, shapes
-from conformance.tolerance import Exact, MustReject
+from conformance.judging.case import Recipe
+from conformance.judging.inputs import config, shapes
+from conformance.judging.tolerance import Exact, MustReject
 
 __all__ = ["recipes"]
 

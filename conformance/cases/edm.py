@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Array, Arrays
-from conformance.case import Chain, Judge, Recipe
-from conformance.networks import config, network_inputs
-from conformance.tolerance import Bound, MustReject, Ulp
+from conformance.judging.case import Chain, Judge, Recipe
+from conformance.judging.inputs import config, network_inputs
+from conformance.judging.tolerance import Bound, MustReject, Ulp
 
 __all__ = ["covariance", "loss_inputs", "recipes", "schedule", "silenced", "tiny"]
 

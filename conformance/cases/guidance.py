@@ -12,10 +12,10 @@ import numpy as np
 from mpmath import mp, mpf
 
 from conformance.adapter import Array, Arrays, Params
-from conformance.case import Chain, Judge, Recipe
 from conformance.cases.edm import covariance
-from conformance.networks import config, network_inputs
-from conformance.tolerance import Bound, MustReject
+from conformance.judging.case import Chain, Judge, Recipe
+from conformance.judging.inputs import config, network_inputs
+from conformance.judging.tolerance import Bound, MustReject
 
 __all__ = [
     "METHODS", "denoised", "digits", "floats", "guided", "inverse", "network_problem", "observe", "points", "problem",

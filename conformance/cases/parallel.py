@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Array, Arrays
-from conformance.case import Chain, Judge, Recipe
 from conformance.cases.guidance import points
 from conformance.cases.tiling import axis, geometry, weights
-from conformance.networks import config, network_inputs
-from conformance.tolerance import Bound, Exact, MustReject
+from conformance.judging.case import Chain, Judge, Recipe
+from conformance.judging.inputs import config, network_inputs
+from conformance.judging.tolerance import Bound, Exact, MustReject
 
 __all__ = ["extents_of", "mesh", "meshes", "owners", "recipes", "share"]
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Array, Arrays, load_adapter
-from conformance.case import Chain, Judge, Recipe
-from conformance.networks import config, network_inputs
-from conformance.tolerance import Bound, Exact, MustReject, Ulp
+from conformance.judging.case import Chain, Judge, Recipe
+from conformance.judging.inputs import config, network_inputs
+from conformance.judging.tolerance import Bound, Exact, MustReject, Ulp
 
 __all__ = ["average_matrix", "axis", "blended", "geometry", "recipes", "weights"]
 
@@ -27,7 +27,7 @@ Axis = Mapping[str, Any]
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937511")
 WHOLE = Exact("hard crops of integers, averages over 2^k points: no operation rounds")
-REFERENCE = "conformance.adapters.storm_ref:adapter"
+REFERENCE = "conformance.adapters.reference:adapter"
 
 
 def axis(length: int, core: int, halo: int, blend: int, periodic: bool, patch: int = 1) -> dict[str, Any]:

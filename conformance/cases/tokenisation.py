@@ -11,10 +11,10 @@ import mpmath
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.case import Chain, Recipe
 from conformance.cases import draw
-from conformance.networks import config, past_inputs, shapes, state_inputs, weights
-from conformance.tolerance import Bound, Exact, MustReject
+from conformance.judging.case import Chain, Recipe
+from conformance.judging.inputs import config, past_inputs, shapes, state_inputs, weights
+from conformance.judging.tolerance import Bound, Exact, MustReject
 
 __all__ = ["age_code", "position_code", "recipes"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from mpmath import mp, mpf
 
 from conformance.adapter import Array, Arrays, Params
-from conformance.case import Judge, Recipe
-from conformance.tolerance import Bound, Exact, MustReject, Ulp
+from conformance.judging.case import Judge, Recipe
+from conformance.judging.tolerance import Bound, Exact, MustReject, Ulp
 
 __all__ = ["recipes"]
 

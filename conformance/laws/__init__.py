@@ -4,7 +4,7 @@ import importlib
 from collections import Counter
 
 from conformance.cases import CHAPTERS
-from conformance.law import Law
+from conformance.judging.law import Law
 
 __all__ = ["all_laws", "count_by_profile"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance import statistics
 from conformance.adapter import Array, Arrays
-from conformance.law import Broken, Draw, Law, check_close, check_equal
+from conformance.judging import randomness as statistics
+from conformance.judging.law import Broken, Draw, Law, check_close, check_equal
 from conformance.laws.guidance import guidance_limit, random_problem, settings
-from conformance.port import Port, Refused
+from conformance.ports.checked import Port, Refused
 
 __all__ = ["LAWS", "factor", "transfer"]
 

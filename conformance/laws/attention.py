@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from conformance.adapter import Array
 from conformance.cases import draw as drawn
-from conformance.law import Broken, Draw, Law, arrays, check_close, check_equal
-from conformance.networks import block_shapes, weights
-from conformance.port import Port
+from conformance.judging.inputs import block_shapes, weights
+from conformance.judging.law import Broken, Draw, Law, arrays, check_close, check_equal
+from conformance.ports.checked import Port
 
 __all__ = ["LAWS"]
 

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from conformance.cases.cost import axis, lengths
-from conformance.law import Broken, Draw, Law
-from conformance.networks import config
-from conformance.port import Port
+from conformance.judging.inputs import config
+from conformance.judging.law import Broken, Draw, Law
+from conformance.ports.checked import Port
 
 __all__ = ["LAWS"]
 

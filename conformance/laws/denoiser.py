@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from conformance.adapter import Array
 from conformance.cases.denoiser import count
-from conformance.law import Broken, Draw, Law, check_close, check_equal
+from conformance.judging.inputs import config, network_inputs
+from conformance.judging.law import Broken, Draw, Law, check_close, check_equal
 from conformance.laws.memory import AGES, reordered
-from conformance.networks import config, network_inputs
-from conformance.operations import UNIT, round_to
-from conformance.port import Port
+from conformance.ports.checked import Port
+from conformance.protocol.operations import UNIT, round_to
 
 __all__ = ["LAWS", "NETWORK"]
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from conformance.adapter import Array
 from conformance.cases.edm import covariance, loss_inputs, schedule, silenced, tiny
-from conformance.law import Broken, Draw, Law, check_close, check_equal
+from conformance.judging.law import Broken, Draw, Law, check_close, check_equal
 from conformance.laws.tiling import shaped
-from conformance.port import Port
+from conformance.ports.checked import Port
 
 __all__ = ["LAWS"]
 

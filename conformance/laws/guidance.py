@@ -11,8 +11,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.adapter import Array, Arrays
-from conformance.law import Draw, Law, check_close
-from conformance.port import Port
+from conformance.judging.law import Draw, Law, check_close
+from conformance.ports.checked import Port
 
 __all__ = ["LAWS", "guidance_limit", "posterior", "random_problem", "settings"]
 

@@ -12,10 +12,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.adapter import Array
-from conformance.law import Draw, Law, arrays, check_close, check_equal
-from conformance.networks import compress_inputs, config, copying_weights, past_inputs, scaled
-from conformance.operations import round_to
-from conformance.port import Port
+from conformance.judging.inputs import compress_inputs, config, copying_weights, past_inputs, scaled
+from conformance.judging.law import Draw, Law, arrays, check_close, check_equal
+from conformance.ports.checked import Port
+from conformance.protocol.operations import round_to
 
 __all__ = ["CHAIN", "LAWS", "drawn_history", "reordered"]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from conformance.law import Law
+from conformance.judging.law import Law
 from conformance.laws import denoiser, memory
 
 __all__ = ["LAWS"]

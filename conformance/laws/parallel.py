@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from conformance.adapter import Array
 from conformance.cases.parallel import AXES, SMALL, mesh, owners, share
 from conformance.cases.tiling import axis
-from conformance.law import Broken, Draw, Law, check_close, check_equal
+from conformance.judging.inputs import config, network_inputs
+from conformance.judging.law import Broken, Draw, Law, check_close, check_equal
 from conformance.laws.tiling import NETWORK, U, shaped
-from conformance.networks import config, network_inputs
-from conformance.port import Port
+from conformance.ports.checked import Port
 
 __all__ = ["LAWS"]
 

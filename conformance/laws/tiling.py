@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from conformance.adapter import Array
 from conformance.cases.tiling import axis, geometry
-from conformance.law import Broken, Draw, Law, check_close, check_equal
-from conformance.networks import config, network_inputs
-from conformance.port import Port
+from conformance.judging.inputs import config, network_inputs
+from conformance.judging.law import Broken, Draw, Law, check_close, check_equal
+from conformance.ports.checked import Port
 
 __all__ = ["LAWS", "shaped"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.law import Draw, Law, arrays, check_close, check_equal
-from conformance.port import Port
+from conformance.judging.law import Draw, Law, arrays, check_close, check_equal
+from conformance.ports.checked import Port
 
 __all__ = ["LAWS"]
 

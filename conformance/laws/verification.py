@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance import statistics
 from conformance.adapter import Array, Arrays
-from conformance.law import Broken, Draw, Law, check_close, check_equal
-from conformance.port import Port
+from conformance.judging import randomness as statistics
+from conformance.judging.law import Broken, Draw, Law, check_close, check_equal
+from conformance.ports.checked import Port
 
 __all__ = ["LAWS"]
 

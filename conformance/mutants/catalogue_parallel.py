@@ -15,7 +15,8 @@ from conformance.mutants.mutant import Patch, chapter, edit
 from storm_ref.attention import MultiHead
 from storm_ref.denoiser import Storm
 from storm_ref.memory import MemoryState, TemporalMemory
-from storm_ref.parallel import ensemble, mesh, shard, tensor, tile
+from storm_ref.parallel import ensemble, mesh, shard, tensor
+from storm_ref.parallel import halo as tile
 from storm_ref.parallel.mesh import Mesh, World
 
 __all__ = ["PARALLEL"]

@@ -15,9 +15,9 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from conformance.adapter import Array, Info
-from conformance.adapters import parallel
-from conformance.adapters import storm_ref as adapter
-from conformance.adapters.storm_ref import Reference
+from conformance.adapters import reference as adapter
+from conformance.adapters import reference_ranks as parallel
+from conformance.adapters.reference import Reference
 
 __all__ = ["Edit", "Mutant", "MutantPort", "Patch", "Place", "Traced", "chapter", "codes", "edit", "in_ranks", "place"]
 

@@ -30,14 +30,14 @@ from rich.table import Table
 
 from conformance import SPEC
 from conformance.adapter import Adapter, describe
-from conformance.case import Case
-from conformance.law import Law
+from conformance.judging.case import Case
+from conformance.judging.law import Law
+from conformance.judging.runner import FAILED, judge, judge_law
+from conformance.judging.vectors import FOLDER, load_cases, manifest, write_aside
 from conformance.mutants import MUTANTS, Mutant, adapter_of
 from conformance.mutants.honest import HONEST, honest_adapter
 from conformance.mutants.mutant import Patch, Place, Traced, codes, in_ranks, place
-from conformance.port import Port
-from conformance.runner import FAILED, judge, judge_law
-from conformance.vectors import FOLDER, load_cases, manifest, write_aside
+from conformance.ports.checked import Port
 
 __all__ = ["Finding", "reach", "subjects", "summary", "trial", "try_port"]
 
@@ -184,7 +184,7 @@ _LINEUPS: dict[Path, Any] = {}  # of a worker process: it remembers what every m
 
 def _named(folder: Path, case: str, mutants: Sequence[str]) -> list[str]:
     """Those of the mutants that `explain` names first when it is asked about their failure on this case."""
-    from conformance.suspects import LineUp, named
+    from conformance.explain.likely_mutants import LineUp, named
 
     torch.set_num_threads(1)
     if folder not in _LINEUPS:

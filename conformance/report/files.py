@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
+from conformance.judging.result import read_result
+from conformance.judging.vectors import write_aside
 from conformance.report.html import report_html
 from conformance.report.junit import junit
 from conformance.report.markdown import markdown
 from conformance.report.terminal import print_report
-from conformance.result import read_result
-from conformance.vectors import write_aside
 
 __all__ = ["report", "write_reports"]
 

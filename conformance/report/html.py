@@ -8,7 +8,8 @@ import html
 from collections.abc import Iterable
 from typing import Any
 
-from conformance.operations import PROFILES
+from conformance.authoring.traceability import REASONS
+from conformance.protocol.operations import PROFILES
 from conformance.report.mathematics import requirement_html
 from conformance.report.pictures import Picture
 from conformance.report.plot import error_plot
@@ -31,7 +32,6 @@ from conformance.report.summary import (
     text,
     title,
 )  # fmt: skip
-from conformance.traceability import REASONS
 
 __all__ = ["POLICY", "report_html"]
 

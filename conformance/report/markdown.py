@@ -4,6 +4,7 @@ import html
 import re
 from typing import Any
 
+from conformance.authoring.traceability import requirements
 from conformance.report.summary import (
     VERDICT_TEXT,
     VERDICTS,
@@ -17,7 +18,6 @@ from conformance.report.summary import (
     reproduce,
     text,
 )  # fmt: skip
-from conformance.traceability import requirements
 
 __all__ = ["code", "markdown"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from conformance.port import printable
-from conformance.traceability import ROOT, Requirement, requirements
+from conformance.authoring.traceability import ROOT, Requirement, requirements
+from conformance.ports.checked import printable
 
 __all__ = [
     "FAILED",

@@ -1,0 +1,386 @@
+"""The operations of chapter 9 by the reference: in one process, and by many ranks.
+
+In a rank: `RANKS[op](inputs, params)`, tensors in and what this rank has out; the ranks of a mesh call it together.
+`over_ranks` has a pool do it, and returns every rank's arrays by `rank.R.NAME`. `SERIAL[op]` is the same problem
+without ranks, by the chapters before: the expected values are frozen from these.
+
+`conformance.adapters.reference_ranks:launched` is one rank of a world that torchrun has started, as an adapter for
+`python -m conformance.ports.folder answer DIR --launched`.
+"""
+
+import atexit
+import importlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from conformance.adapter import Array, Info, Unsupported
+from conformance.adapters import reference
+from storm_ref import assimilation, edm, guidance, tiling
+from storm_ref.config import StormConfig
+from storm_ref.denoiser import Condition, Storm
+from storm_ref.parallel import ensemble, mesh, shard, tensor
+from storm_ref.parallel import halo as tile
+from storm_ref.parallel.mesh import Mesh, World
+from storm_ref.parallel.pool import Pool, world_of
+
+__all__ = ["RANKS", "SERIAL", "Launched", "closed", "inherited", "launched", "over_ranks", "shares"]
+
+Tensors = Mapping[str, Tensor]
+Params = Mapping[str, Any]
+
+
+def _tiling(p: Params) -> tiling.Tiling:
+    return tiling.Tiling(tiling.Axis(**p["y"]), tiling.Axis(**p["x"]))
+
+
+def _count(cut: tiling.Tiling) -> int:
+    return len(tiling.cores(cut.y)) * len(tiling.cores(cut.x))
+
+
+def _as_tile(values: Tensor, one: tiling.Tile) -> Tensor:
+    return values.reshape(*values.shape[:-1], *one.weight.shape)
+
+
+def shares(i: Tensors, p: Params) -> Tensors:
+    """Who has what: needs no ranks."""
+    shape, cut, heads = Mesh(**p["mesh"]), _tiling(p), p["heads"]
+    shape.check(StormConfig(1, 0, (1, 1), heads, heads, 1), _count(cut), p["samples"])
+
+    def runs(count: int, ranks: int) -> Tensor:
+        found = [mesh.share(count, ranks, rank) for rank in range(ranks)]
+        return torch.tensor([[run.start, run.stop] for run in found])
+
+    owned = tile.points_of(cut, shape.tile)
+    return {
+        "coordinates": torch.tensor([list(shape.coordinates(rank).values()) for rank in range(shape.size)]),
+        "samples": runs(p["samples"], shape.data),
+        "tiles": runs(_count(cut), shape.tile),
+        "counts": torch.tensor([len(points) for points in owned]),
+        "points": torch.cat(owned),
+    }
+
+
+# In a rank.
+
+
+def _own(value: Tensor, mine: range) -> Tensor:
+    """The rank's samples; one that serves all serves these."""
+    return value if len(value) == 1 else value[mine.start : mine.stop]
+
+
+def _places(cut: tiling.Tiling, ranks: int, rank: int) -> list[int]:
+    """The rank's tiles in the order in which they are evaluated: those of one shape after another."""
+    shapes = [tuple(found.weight.shape) for found in tiling.tiles(cut)]
+    return sorted(mesh.share(len(shapes), ranks, rank), key=lambda n: (shapes.index(shapes[n]), n))
+
+
+def _gather(i: Tensors, p: Params) -> Tensors:
+    world, cut = world_of(Mesh(**p["mesh"])), _tiling(p)
+    world.mesh.check(StormConfig(1, 0, (1, 1), world.mesh.tp, world.mesh.tp, 1), _count(cut), len(i["x"]))
+    parts = tile.Tiles(cut, world, p["together"])
+    own = _own(i["x"], world.share(len(i["x"])))
+    rows: list[Tensor] = []
+    for batch, extents in zip(parts.batches, parts.gather(parts.shard(own)), strict=True):
+        rows += torch.split(extents.flatten(-2), len(extents) // len(batch.tiles))
+    order = np.argsort(_places(cut, world.mesh.tile, world.place["tile"]))
+    return {"extents": torch.cat([rows[n] for n in order], -1)}
+
+
+def _blend(i: Tensors, p: Params) -> Tensors:
+    world, cut = world_of(Mesh(**p["mesh"])), _tiling(p)
+    parts = tile.Tiles(cut, world, p["together"])
+    own = _own(i["values"], world.share(len(i["values"])))
+    found = tiling.tiles(cut)
+    values = torch.split(own, [each.weight.numel() for each in found], -1)
+    places = iter(_places(cut, world.mesh.tile, world.place["tile"]))
+    results = []
+    for batch in parts.batches:
+        some = [_as_tile(values[next(places)], each) for each in batch.tiles]
+        results.append(torch.cat(some))
+    whole = parts.collect(parts.blend(results))
+    return {"blended": ensemble.gather_members(whole, len(i["values"]), world)}
+
+
+def _network(i: Tensors, p: Params, samples: int) -> tuple[Storm, World]:
+    """The rank's part of the weights, on a mesh that fits."""
+    network, shape = reference._network(i, p), Mesh(**p["mesh"])
+    shape.check(network.config, _count(_tiling(p)), samples)
+    world = world_of(shape)
+    return tensor.tensor_parallel(network, world), world
+
+
+def _denoiser(network: Storm, i: Tensors, p: Params, parts: tile.Tiles, mine: range) -> edm.Denoise:
+    """D of the rank's samples on shards; each rank compresses the memory of its own cores."""
+    past = (_own(i["past"], mine), _own(i["past_static"], mine), _own(i["age"], mine), i["position"])
+    memory = tile.compress_sharded(network, *past, parts, p["chunk"])
+    static = _own(i["static"], mine)
+    nothing = torch.zeros(1, dtype=static.dtype).expand(1, *i["position"].shape[:2], network.config.width)
+    return tile.bind_sharded(network, Condition(static, nothing, i["position"], p["periodic"]), parts, memory)
+
+
+def _denoise(i: Tensors, p: Params) -> Tensors:
+    count = len(i["x"])
+    network, world = _network(i, p, count)
+    parts, mine = tile.Tiles(_tiling(p), world, p["together"]), world.share(count)
+    whole = tile.on_whole(_denoiser(network, i, p, parts, mine), parts)
+    own = whole(_own(i["x"], mine), _own(i["sigma"], mine))
+    return {"denoised": ensemble.gather_members(own, count, world)}
+
+
+class _Step(nn.Module):
+    """What one training step computes, as a module: FSDP gathers weights around its forward."""
+
+    def __init__(self, network: Storm, parts: tile.Tiles, p: Params) -> None:
+        super().__init__()
+        self.network, self.parts, self.p = network, parts, p
+
+    def forward(self, i: Tensors, mine: range) -> Tensor:
+        denoise, shard_of = _denoiser(self.network, i, self.p, self.parts, mine), self.parts.shard
+        clean, noise, sigma = (_own(i[name], mine) for name in ("clean", "noise", "sigma"))
+        level = sigma[:, None, None, None]
+        error = denoise(shard_of(clean + level * noise), sigma) - shard_of(clean)
+        weight = edm.loss_weight(sigma, self.network.config.sigma_data)[:, None, None]
+        valid = shard_of(_own(i["valid"], mine)) if "valid" in i else None
+        return shard.scaled_loss(weight * error**2, valid, self.parts.world)
+
+
+def _gradients(i: Tensors, p: Params) -> Tensors:
+    count = len(i["clean"])
+    network, world = _network(i, p, count)
+    step = _Step(network, tile.Tiles(_tiling(p), world, p["together"]), p)
+    shard.shard_weights(step, network, world)
+    loss = step(i, world.share(count))
+    loss.backward()
+    shard.sum_tile_gradients(network, world)
+    norm = shard.clip_gradients(network, p["clip"], world)
+    slopes = {name: weight.grad for name, weight in network.named_parameters()}
+    whole = {f"gradients.{n}": shard.gather_whole(n, g, world) for n, g in slopes.items() if g is not None}
+    return {"loss": torch.tensor(shard.whole_loss(loss, world), dtype=torch.float64), "norm": norm} | whole
+
+
+def _ensemble(i: Tensors, p: Params) -> Tensors:
+    count = _members(i, p)
+    network, world = _network(i, p, count)
+    parts = tile.Tiles(_tiling(p), world, p["together"])
+    sampler = assimilation.Sampler(i["sigmas"], edm.Churn(**p["churn"]))
+
+    def draw(mine: range) -> Tensor:
+        denoise = tile.on_whole(_denoiser(network, i, p, parts, mine), parts)
+        noise = _noise(i, p, sampler, mine)
+        return assimilation.draw_members(denoise, noise, sampler, *_guidance(i, p))
+
+    return {"samples": ensemble.draw_shared(draw, count, world)}
+
+
+def _members(i: Tensors, p: Params) -> int:
+    return len(i["latents"]) if "latents" in i else int(p["members"])
+
+
+def _noise(i: Tensors, p: Params, sampler: assimilation.Sampler, mine: range) -> Tensor:
+    """The noise of these members: their rows of what is given, else drawn by their numbers."""
+    if "latents" in i:
+        draws = [i["latents"][None], *([i["noises"]] if "noises" in i else [])]
+        return torch.cat([part[:, mine.start : mine.stop] for part in draws])
+    shape = (p["config"]["channels"], p["y"]["length"], p["x"]["length"])
+    drawn = [assimilation.member_noise(p["seed"], p["analysis"], m, shape, sampler.draws) for m in mine]
+    return torch.stack(drawn, 1)
+
+
+def _guidance(i: Tensors, p: Params) -> tuple[guidance.Observations | None, assimilation.Guide | None]:
+    shape = (p["config"]["channels"], p["y"]["length"], p["x"]["length"])
+    seen = None
+    if "value" in i:
+        seen = guidance.Observations(i["value"], i["variance"], i["index"], i["weight"], shape)
+    return seen, reference._guide(p) if p["method"] else None
+
+
+RANKS: dict[str, Callable[[Tensors, Params], Tensors]] = {
+    "parallel_gather": _gather,
+    "parallel_blend": _blend,
+    "parallel_denoise": _denoise,
+    "parallel_gradients": _gradients,
+    "parallel_ensemble": _ensemble,
+}
+
+
+def _in_rank(op: str, i: Tensors, p: Params) -> tuple[str, Any]:
+    """What a rank sends back: its arrays, or why it refuses. bfloat16 has no NumPy type and travels as float32."""
+    try:
+        with torch.set_grad_enabled(op == "parallel_gradients"):
+            found = RANKS[op](i, p)
+    except ValueError as error:
+        return "refused", str(error)
+    arrays = {name: value.detach().cpu() for name, value in found.items()}
+    return "values", {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in arrays.items()}
+
+
+# Pools of ranks, kept warm: one for each number of ranks, and others for wrong ports, whose ranks inherit their faults.
+
+SLOW = ("torch.distributed.fsdp", "torch._dynamo")  # modules that FSDP loads at its first step
+DEADLINE = 50.0
+SHORT = 20.0  # of a wrong port, which may hang
+_warm: dict[int, Pool] = {}
+_forked: dict[int, Pool] = {}
+_heir: list[object] = [None, None]  # who is served now, and who the forked pools are of
+
+
+@contextmanager
+def inherited(owner: object) -> Iterator[None]:
+    """While open, ranks are forked from this process with whatever is patched in it, and kept until another comes."""
+    before, _heir[0] = _heir[0], owner
+    try:
+        yield
+    finally:
+        _heir[0] = before
+
+
+def _pool(ranks: int) -> Pool:
+    owner = _heir[0]
+    if owner is None:
+        if not _warm:
+            _preload()
+        return _warm.setdefault(ranks, Pool(ranks))
+    if _heir[1] is not owner:
+        for name in SLOW:
+            importlib.import_module(name)
+        _close(_forked)
+        _heir[1] = owner
+    return _forked.setdefault(ranks, Pool(ranks, timeout=SHORT, method="fork"))
+
+
+def _preload() -> None:
+    """What ranks need is imported once, by the server that they are forked from."""
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload([*SLOW, __name__])
+    forkserver.ensure_running()
+
+
+def _close(pools: dict[int, Pool]) -> None:
+    for pool in pools.values():
+        pool.close()
+    pools.clear()
+
+
+@atexit.register
+def closed() -> None:
+    """End all ranks; the next call starts new ones."""
+    _close(_warm)
+    _close(_forked)
+    _heir[1] = None
+
+
+def over_ranks(op: str, i: Tensors, p: Params) -> Tensors:
+    """One operation by the ranks of its mesh. Raises ValueError when all refuse, else RuntimeError."""
+    shape = Mesh(**p["mesh"])
+    deadline = DEADLINE if _heir[0] is None else SHORT
+    answers = _pool(shape.size).run(_in_rank, op, dict(i), dict(p), deadline=deadline)
+    refusals = {rank: what for rank, (kind, what) in enumerate(answers) if kind == "refused"}
+    if len(refusals) == shape.size:
+        raise ValueError(refusals[0])
+    if refusals:
+        rank, what = next(iter(refusals.items()))
+        raise RuntimeError(f"rank {rank} refused, and {shape.size - len(refusals)} of {shape.size} did not: {what}")
+    return {
+        f"rank.{rank}.{name}": torch.from_numpy(np.array(value))
+        for rank, (_, arrays) in enumerate(answers)
+        for name, value in arrays.items()
+    }
+
+
+# The same without ranks, by chapters 5, 6 and 8.
+
+
+def _serial_gather(i: Tensors, p: Params) -> Tensors:
+    """Every rank's extents, cut from the whole state."""
+    shape, cut, x = Mesh(**p["mesh"]), _tiling(p), i["x"]
+    found = [x[..., each.rows[:, None], each.cols].flatten(-2) for each in tiling.tiles(cut)]
+    extents = {}
+    for rank in range(shape.size):
+        place = shape.coordinates(rank)
+        mine = mesh.share(len(x), shape.data, place["ddp"] * shape.fsdp + place["fsdp"])
+        own = [found[n][mine.start : mine.stop] for n in mesh.share(len(found), shape.tile, place["tile"])]
+        extents[f"rank.{rank}.extents"] = torch.cat(own, -1)
+    return extents
+
+
+def _serial_blend(i: Tensors, p: Params) -> Tensors:
+    """The tiles' values through `tiling.tiled`."""
+    cut = _tiling(p)
+    found = tiling.tiles(cut)
+    values = torch.split(i["values"], [each.weight.numel() for each in found], -1)
+    known = [(each.rows.tolist(), each.cols.tolist(), each.weight) for each in found]
+
+    def number(one: tiling.Tile) -> int:
+        rows, cols = one.rows.tolist(), one.cols.tolist()
+        return next(n for n, k in enumerate(known) if k[:2] == (rows, cols) and torch.equal(k[2], one.weight))
+
+    def local(z: Tensor, sigma: Tensor, batch: Sequence[tiling.Tile]) -> Tensor:
+        return torch.cat([_as_tile(values[number(one)], one) for one in batch])
+
+    state = i["values"].new_zeros(*i["values"].shape[:2], cut.y.length, cut.x.length)
+    return {"blended": tiling.tiled(local, cut)(state, state.new_ones(len(state)))}
+
+
+def _serial_denoise(i: Tensors, p: Params) -> Tensors:
+    return {"denoised": reference._tiled_network(i, p)(i["x"], i["sigma"])}
+
+
+def _serial_gradients(i: Tensors, p: Params) -> Tensors:
+    network = reference._network(i, p)
+    denoise = tiling.bind_tiled(network, reference._condition(network, i, p), _tiling(p), p["together"])
+    names, weights = zip(*network.named_parameters(), strict=True)
+    loss = edm.edm_loss(denoise, i["clean"], i["noise"], i["sigma"], network.config.sigma_data, i.get("valid"))
+    slopes = torch.autograd.grad(loss, weights)
+    norm = torch.stack([slope.double().square().sum() for slope in slopes]).sum().sqrt()
+    factor = (p["clip"] / (norm + 1e-6)).clamp(max=1.0)
+    clipped = {f"gradients.{n}": slope * factor.to(slope) for n, slope in zip(names, slopes, strict=True)}
+    return {"loss": loss, "norm": norm} | clipped
+
+
+def _serial_ensemble(i: Tensors, p: Params) -> Tensors:
+    sampler = assimilation.Sampler(i["sigmas"], edm.Churn(**p["churn"]))
+    noise = _noise(i, p, sampler, range(_members(i, p)))
+    return {"samples": assimilation.draw_members(reference._tiled_network(i, p), noise, sampler, *_guidance(i, p))}
+
+
+SERIAL: dict[str, Callable[[Tensors, Params], Tensors]] = {
+    "shares": shares,
+    "parallel_gather": _serial_gather,
+    "parallel_blend": _serial_blend,
+    "parallel_denoise": _serial_denoise,
+    "parallel_gradients": _serial_gradients,
+    "parallel_ensemble": _serial_ensemble,
+}
+
+
+class Launched:
+    """One rank of a world that a launcher has started, as a port: returns what this rank has, by plain names."""
+
+    def describe(self) -> Info:
+        """The reference's operations of many ranks."""
+        return replace(reference.Reference().describe(), ops=frozenset(RANKS), profiles=("parallel",))
+
+    def run(
+        self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Sequence[str]
+    ) -> Mapping[str, Array]:
+        """One operation, together with the other ranks."""
+        if op not in RANKS:
+            raise Unsupported(op)
+        if not dist.is_initialized():
+            torch.set_num_threads(1)
+            dist.init_process_group("gloo")
+        return reference.run_as(RANKS, op, inputs, params)
+
+
+def launched() -> Launched:
+    """Made when it is called: this module is imported by processes that nobody launched."""
+    return Launched()

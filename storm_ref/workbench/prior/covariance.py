@@ -1,0 +1,257 @@
+"""A covariance for the denoiser: EDM's preconditioning and the observations' weight, per principal direction.
+
+An extension of ours; neither the paper nor the normative chapters have it. EDM scales by one number sigma_d, as if the
+state were white noise. Its argument holds for each principal direction of the training data on its own. With Sigma
+the covariance of the normalised departures d_t, t = 1..T, from their background:
+
+    Sigma = V diag(l) V^T + l_r (I - V V^T)             r leading directions, the rest white: applied in O(N r)
+    D(x; s) = Sigma (Sigma + s^2)^-1 x + c_out F(c_in x; s)
+    c_out^2 = tr Sigma s^2 (Sigma + s^2)^-1 / N,        c_in^2 = 1 / (s^2 + tr Sigma / N)
+    guided mean = D + C_s H^T (R + H C_s H^T)^-1 (y - H D),   C_s = s^2 Sigma (Sigma + s^2)^-1
+
+With F = 0 this is the exact denoiser of N(0, Sigma) ([EDM-10]), C_s is the exact covariance of x_0 given x, and guided
+samples are exact draws from the Gaussian posterior. With r = 0 it is EDM with sigma_d^2 = l_r, and the guidance is
+`pigdm` with J replaced by its Gaussian value, so that nothing is differentiated.
+
+T is small and N large, so Sigma is estimated as (Houtekamer & Mitchell 2001; Gaspari & Cohn 1999; Ledoit & Wolf 2004)
+
+    Sigma = (1 - b) L * (1/T) sum_t d_t d_t^T + b diag(std) E diag(std)      * pointwise, b the shrinkage
+    L = exp(-q^2 / 2),  E = exp(-|dy| / m_y - |dx| / m_x) within a channel, 0 between channels
+    q^2 = (dy / m_y)^2 + (dx / m_x)^2,  m the lag in grid points at which the correlation falls to 1/e
+
+whose leading directions come from randomised subspace iteration (Halko et al. 2011): no N x N matrix is ever formed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from storm_ref.denoiser import Condition, Storm
+from storm_ref.edm import Denoise
+from storm_ref.guidance import Observations, ObservationsLike
+from storm_ref.parallel.halo import Tiles, conditions, on_whole, tiled_sharded
+from storm_ref.tiling import Tile, Tiling, tiled
+
+__all__ = ["Covariance", "bind_covariance", "bind_covariance_sharded", "correlation_length", "distance", "fit"]
+__all__ += ["guidance", "output_scale", "precondition", "white"]
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Sigma of normalised states of `shape` (C, H, W), N = C H W. Raises ValueError unless all variances are positive
+    and none of the leading ones is below that of the rest.
+    """
+
+    vectors: Float[Tensor, "v r"]  # V, orthonormal columns
+    values: Float[Tensor, " r"]  # l, the variance along each
+    rest: Float[Tensor, ""]  # l_r, the variance along every other direction
+    shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if self.vectors.shape != (math.prod(self.shape), len(self.values)):
+            raise ValueError(f"directions {tuple(self.vectors.shape)} do not fit {len(self.values)} x {self.shape}")
+        if not bool(self.rest > 0) or bool((self.values < self.rest).any()):
+            raise ValueError("the rest must have a positive variance, and no leading direction a smaller one")
+
+    def to(self, dtype: torch.dtype) -> "Covariance":
+        """The same in another precision."""
+        return Covariance(self.vectors.to(dtype), self.values.to(dtype), self.rest.to(dtype), self.shape)
+
+    def apply(self, x: Float[Tensor, "b c h w"], function: Callable[[Tensor], Tensor]) -> Float[Tensor, "b c h w"]:
+        """f(Sigma) x, where `function` takes variances [b or 1, k] to factors [b or 1, k]."""
+        flat, white = x.flatten(1), function(self.rest.reshape(1, 1))
+        leading = (flat @ self.vectors) * (function(self.values[None]) - white)
+        return (white * flat + leading @ self.vectors.T).reshape(x.shape)
+
+    def mean(self, function: Callable[[Tensor], Tensor]) -> Float[Tensor, " b"]:
+        """tr f(Sigma) / N."""
+        size, rank = self.vectors.shape
+        return (function(self.values[None]).sum(1) + (size - rank) * function(self.rest.reshape(1, 1))[:, 0]) / size
+
+
+def white(shape: tuple[int, int, int], variance: float = 1.0) -> Covariance:
+    """Sigma = variance I: plain EDM."""
+    none = torch.zeros(math.prod(shape), 0, dtype=torch.float64)
+    return Covariance(none, none[0], torch.tensor(variance, dtype=torch.float64), shape)
+
+
+def precondition(
+    network: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, " b"],
+    covariance: Covariance,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b c h w"]:
+    """D(x; s) of the module's equations in the precision of `covariance`; the network is evaluated in `dtype`."""
+    s2 = sigma.to(covariance.rest)[:, None] ** 2
+    c_in, z = (s2[:, 0] + covariance.mean(lambda v: v)) ** -0.5, x.to(covariance.rest)
+    raw = network((c_in[:, None, None, None] * z).to(dtype), sigma.double()).to(z)
+    skip = covariance.apply(z, lambda v: v / (v + s2))
+    return (skip + output_scale(covariance, sigma)[:, None, None, None] * raw).to(x.dtype)
+
+
+def output_scale(covariance: Covariance, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """c_out: the root mean square of what F has to supply when the data are N(0, Sigma)."""
+    s2 = sigma.to(covariance.rest)[:, None] ** 2
+    return covariance.mean(lambda v: v * s2 / (v + s2)).sqrt()
+
+
+def bind_covariance(
+    network: Storm, condition: Condition, tiling: Tiling, covariance: Covariance, together: int = 16
+) -> Denoise:
+    """D(x; s) of one analysis. F is tiled and blended as [TILE-6] has it for D; the Gaussian part is not."""
+    dtype, patch = network.final.weight.dtype, network.config.patch
+    kept: dict[tuple[int, int], Condition] = {}
+
+    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
+        key = (id(batch), z.shape[0] // len(batch))
+        if key not in kept:
+            kept[key] = Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], key[1])
+        return network(z, sigma, kept[key])  # type: ignore[no-any-return]
+
+    blended = tiled(local, tiling, together)
+    return lambda x, sigma: precondition(blended, x, sigma, covariance, dtype)
+
+
+def bind_covariance_sharded(
+    network: Storm,
+    condition: Condition,
+    parts: Tiles,
+    covariance: Covariance,
+    memory: Float[Tensor, "b d p"] | None = None,
+) -> Denoise:
+    """The same on whole states that every tile rank has: F is shared out by tiles, the Gaussian part done by each.
+
+    memory: this rank's shard of the memory tokens, as `parallel.tile.conditions` takes it.
+    """
+    dtype, told = network.final.weight.dtype, conditions(condition, parts, network.config.patch, memory)
+
+    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
+        return network(z, sigma, told(batch, z.shape[0] // len(batch)))  # type: ignore[no-any-return]
+
+    blended = on_whole(tiled_sharded(local, parts), parts)
+    return lambda x, sigma: precondition(blended, x, sigma, covariance, dtype)
+
+
+def guidance(denoise: Denoise, observations: ObservationsLike, covariance: Covariance) -> Denoise:
+    """The guided mean of the module's equations, one noise level at a time: O(n r^2) a level, O((n + N) r) a member.
+
+    Exact for a Gaussian prior when no two observations read the same point: the white part l_r of two that do is taken
+    as independent. Raises ValueError for an H that is not linear, and for a batch of several noise levels.
+    """
+    if not isinstance(observations, Observations):
+        raise ValueError("guidance by a covariance needs linear observations; use mmps for this operator")
+    if observations.value.numel() == 0:
+        return denoise
+    fields = covariance.vectors.T.reshape(-1, *covariance.shape)
+    seen = observations.apply(fields).T  # H V
+    overlap = (observations.weight.to(seen) ** 2).sum(1)  # diagonal of H H^T
+    kept: dict[float, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def prepare(sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        leading, rest = (v * sigma**2 / (v + sigma**2) for v in (covariance.values, covariance.rest))
+        excess = (leading - rest).clamp_min(0)
+        diagonal = observations.variance.to(seen) + rest * overlap
+        root = seen * excess.sqrt()
+        inner = torch.eye(len(excess)).to(seen) + root.T @ (root / diagonal[:, None])
+        return diagonal, root / diagonal[:, None], torch.linalg.cholesky(inner), excess
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        level = float(sigma[0])
+        if not bool((sigma == level).all()):
+            raise ValueError("guidance by a covariance takes one noise level at a time, as the sampler has it")
+        if level not in kept:
+            kept[level] = prepare(level)
+        diagonal, root, factor, excess = kept[level]
+        mean = denoise(x, sigma)
+        innovation = observations.value.to(seen) - observations.apply(mean.to(seen))
+        # Woodbury: (diagonal + B B^T)^-1 with an r x r factor, r the number of directions.
+        weight = innovation / diagonal - torch.cholesky_solve((innovation @ root).T, factor).T @ root.T
+        correction = ((weight @ seen) * excess) @ covariance.vectors.T
+        rest = covariance.rest * level**2 / (covariance.rest + level**2)
+        return mean + (correction.reshape(mean.shape) + rest * observations.adjoint(weight)).to(mean)
+
+    return guided
+
+
+def correlation_length(departure: Float[Tensor, "t c h w"], periodic: bool) -> tuple[float, float]:
+    """Lags along latitude and longitude, in grid points, at which the mean correlation falls to 1/e."""
+    std = departure.square().mean(0).sqrt()
+    z = departure / torch.where(std > 0, std, 1)
+    lengths = []
+    for dim in (-2, -1):
+        length, before = float(z.shape[dim]), 1.0
+        for lag in range(1, z.shape[dim]):
+            if periodic and dim == -1:
+                now = float((z * z.roll(lag, dim)).mean())
+            else:
+                count = z.shape[dim] - lag
+                now = float((z.narrow(dim, 0, count) * z.narrow(dim, lag, count)).mean())
+            if now < math.exp(-1):
+                length = lag - 1 + (before - math.exp(-1)) / (before - now)
+                break
+            before = now
+        lengths.append(length)
+    return lengths[0], lengths[1]
+
+
+def distance(size: int, length: float, periodic: bool) -> Float[Tensor, "n n"]:
+    """Distances along an axis in units of `length` grid points; along the chord on a circle, where the Gaussian of the
+    arc would not be a covariance.
+    """
+    lag = (torch.arange(size)[:, None] - torch.arange(size)).abs().double()
+    return (torch.sin(math.pi * lag / size) * size / math.pi if periodic else lag) / length
+
+
+def fit(
+    departure: Float[Tensor, "t c h w"],
+    periodic: bool,
+    rank: int,
+    generator: torch.Generator,
+    shrinkage: float = 0.1,
+    most: int = 256,
+) -> Covariance:
+    """Sigma from T normalised departures, zero at invalid points; at most `most` of them, evenly spaced, are used.
+
+    Raises ValueError for a rank that is negative or leaves no rest, and a shrinkage outside (0, 1].
+    """
+    d = departure[:: max(1, len(departure) // most)].float()
+    shape: tuple[int, int, int] = (d.shape[1], d.shape[2], d.shape[3])
+    size = math.prod(shape)
+    if not 0 <= rank < size:
+        raise ValueError(f"the rank must be between 0 and {size - 1}, one less than the values of a state, got {rank}")
+    if not 0 < shrinkage <= 1:
+        raise ValueError(f"the shrinkage must be above 0 and at most 1, got {shrinkage}")
+    variance = d.square().mean(0)
+    if rank == 0:
+        return white(shape, float(variance.double().mean()))
+    multiply = _estimate(d, variance.sqrt(), periodic, shrinkage)
+    basis = torch.randn(size, min(rank + 16, size), generator=generator)
+    for _ in range(3):
+        basis = torch.linalg.qr(multiply(basis))[0]
+    values, inside = torch.linalg.eigh((basis.T @ multiply(basis)).double())
+    values, vectors = values.flip(0)[:rank], (basis.double() @ inside).flip(1)[:, :rank]
+    rest = ((variance.double().sum() - values.sum()) / (size - rank)).clamp_min(1e-6 * float(values[0]))
+    return Covariance(vectors, values.clamp_min(float(rest)), rest, shape)
+
+
+def _estimate(d: Tensor, std: Tensor, periodic: bool, shrinkage: float) -> Callable[[Tensor], Tensor]:
+    """Columns [v, k] -> Sigma times them, by the formula and never by the matrix."""
+    lengths = correlation_length(d, periodic)
+    away = [distance(n, m, p) for n, m, p in zip(d.shape[-2:], lengths, (False, periodic), strict=True)]
+    gauss_y, gauss_x = ((-(q**2) / 2).exp().to(d) for q in away)
+    exp_y, exp_x = ((-q).exp().to(d) for q in away)
+
+    def multiply(columns: Tensor) -> Tensor:
+        v = columns.T.reshape(-1, *d.shape[1:])
+        out = shrinkage * std * (exp_y @ (std * v) @ exp_x)
+        for part in torch.split(d, 4):
+            local = gauss_y @ torch.einsum("tchw,rchw->trhw", part, v) @ gauss_x
+            out += (1 - shrinkage) / len(d) * torch.einsum("tchw,trhw->rchw", part, local)
+        return out.flatten(1).T
+
+    return multiply
