@@ -170,7 +170,7 @@ def _list(args: argparse.Namespace) -> int:
     for subject in everything(load_cases(), all_laws()):
         if wanted & set(subject.profiles):
             kind = getattr(getattr(subject, "tolerance", None), "kind", "law")
-            level = "coarse" if subject.coarse else "fine"
+            level = "coarse" if subject.public else "fine"
             profiles, requirements = ",".join(subject.profiles), " ".join(subject.requirements)
             print(f"{subject.id:<44} {subject.op:<16} {level:<7} {kind:<12} {profiles:<16} {requirements}")
     return 0

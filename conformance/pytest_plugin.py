@@ -44,7 +44,7 @@ class Subject(pytest.Item):
     def __init__(self, *, subject: Case | Law, port: Port, seed: int, claimed: set[str], **more: Any) -> None:
         super().__init__(**more)
         self.subject, self.port, self.seed = subject, port, seed
-        self.counts = subject.coarse and bool(claimed & set(subject.profiles))
+        self.counts = subject.public and bool(claimed & set(subject.profiles))
 
     def runtest(self) -> None:
         """Judge it."""

@@ -38,16 +38,18 @@ Guide = Callable[[Denoise, ObservationsLike], Denoise]
 class Sampler:
     """How members are drawn: noise levels (edm.schedule), churn, and how many members are evaluated together.
 
-    Raises ValueError for together < 1.
+    Raises ValueError for members_per_batch < 1.
     """
 
     sigmas: Float[Tensor, " levels"]
     churn: Churn = field(default_factory=Churn)
-    together: int = 16
+    members_per_batch: int = 16
 
     def __post_init__(self) -> None:
-        if self.together < 1:
-            raise ValueError(f"at least one member must be evaluated at a time, got together = {self.together}")
+        if self.members_per_batch < 1:
+            raise ValueError(
+                f"at least one member must be evaluated at a time, got members_per_batch = {self.members_per_batch}"
+            )
 
     @property
     def draws(self) -> int:
@@ -93,8 +95,8 @@ def draw_members(
         raise ValueError("observations need a guidance method to say how they are used")
     guided = denoise if observations is None or guide is None else guide(denoise, observations)
     parts = []
-    for start in range(0, noise.shape[1], sampler.together):
-        part = noise[:, start : start + sampler.together]
+    for start in range(0, noise.shape[1], sampler.members_per_batch):
+        part = noise[:, start : start + sampler.members_per_batch]
         later = part[1:] if len(part) > 1 else None
         try:
             with torch.no_grad():

@@ -32,7 +32,7 @@ __all__ = [
     "MultiHead",
     "SpaceTimeBlock",
     "attention",
-    "attention_reference",
+    "attention_by_definition",
     "layer_norm",
     "modulate",
     "noise_gate",
@@ -42,7 +42,7 @@ __all__ = [
 EPS = 1e-6
 
 
-def attention_reference(
+def attention_by_definition(
     q: Float[Tensor, "*b n d"],
     k: Float[Tensor, "*b m d"],
     v: Float[Tensor, "*b m e"],
@@ -61,7 +61,7 @@ def attention(
     v: Float[Tensor, "b a m d"],
     mask: Bool[Tensor, "n m"] | None = None,
 ) -> Float[Tensor, "b a n d"]:
-    """[ATT-1] by the fused kernel, which never stores the n x m scores; equal to `attention_reference` to rounding."""
+    """[ATT-1] by the fused kernel, which never stores the n x m scores; equals the definition to rounding."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

@@ -203,23 +203,23 @@ def _lengths(axis: Axis) -> Counter[int]:
     return Counter(_spans(axis))
 
 
-def _batches(c: StormConfig, tiling: Tiling, together: int) -> list[tuple[int, int, int]]:
-    """Tokens of a tile, tiles in a batch, how many such batches: as `tiling.tiled` makes them of tiles of one shape."""
+def _batches(c: StormConfig, tiling: Tiling, tiles_per_batch: int) -> list[tuple[int, int, int]]:
+    """Tokens of a tile, tiles in a batch, how many such batches: those of `tiling.blend_tiles`, of one shape."""
     if (tiling.y.patch, tiling.x.patch) != c.patch:
         raise ValueError(f"the tiling has patches of {tiling.y.patch} x {tiling.x.patch}, the network of {c.patch}")
     found = []
     for (rows, across), (cols, along) in product(_lengths(tiling.y).items(), _lengths(tiling.x).items()):
         n, count = rows // tiling.y.patch * (cols // tiling.x.patch), across * along
-        found += [(n, together, count // together), (n, count % together, 1)]
+        found += [(n, tiles_per_batch, count // tiles_per_batch), (n, count % tiles_per_batch, 1)]
     return [(n, tiles, times) for n, tiles, times in found if tiles and times]
 
 
-def tiled_evaluation(c: StormConfig, tiling: Tiling, members: int = 1, together: int = 16) -> Cost:
-    """T[D] once, [TILE-6]; `together` has a part in the bytes alone, since each batch of tiles reads all weights.
+def tiled_evaluation(c: StormConfig, tiling: Tiling, members: int = 1, tiles_per_batch: int = 16) -> Cost:
+    """T[D] once, [TILE-6]; `tiles_per_batch` enters the bytes alone: each batch of tiles reads all weights.
 
     Raises ValueError when the tiles are cut in other patches than the network's.
     """
-    batches = _batches(c, tiling, together)
+    batches = _batches(c, tiling, tiles_per_batch)
     parts = [times * evaluation(c, n, members * count, members * count) for n, count, times in batches]
     return sum(parts, Cost())
 
@@ -252,13 +252,13 @@ def peak_evaluation(c: StormConfig, n: int, itemsize: int, batch: int = 1, posit
     )
 
 
-def peak_tiled(c: StormConfig, tiling: Tiling, itemsize: int, members: int = 1, together: int = 16) -> int:
+def peak_tiled(c: StormConfig, tiling: Tiling, itemsize: int, members: int = 1, tiles_per_batch: int = 16) -> int:
     """Most bytes at one time in T[D], from its second evaluation on, when all cropped conditions are there.
 
     These and the blended result grow with the domain; the tiles in flight do not.
     """
     points, kept, most, last = c.patch[0] * c.patch[1], 0, 0, 0
-    for n, count, times in _batches(c, tiling, together):
+    for n, count, times in _batches(c, tiling, tiles_per_batch):
         batch = members * count
         kept += times * batch * n * ((c.static_channels * points + c.width) * itemsize + 8 * c.position_features)
         tiles = 8 * batch * n * c.channels * points  # a batch of states, or of results, in float64
@@ -488,14 +488,14 @@ def _held(shapes: Sequence[tuple[int, ...]], ranks: int, rank: int) -> int:
     return sum(rows(shape[0]) * math.prod(shape[1:]) for shape in shapes)
 
 
-def _own_batches(c: StormConfig, tiling: Tiling, ranks: int, rank: int, together: int) -> list[tuple[int, int]]:
+def _own_batches(c: StormConfig, tiling: Tiling, ranks: int, rank: int, tiles_per_batch: int) -> list[tuple[int, int]]:
     """Tokens of a tile, and tiles, of each batch of one tile rank, [PAR-8]."""
     shapes = list(product(_spans(tiling.y), _spans(tiling.x)))
     counts = Counter(shapes[i] for i in share(len(shapes), ranks, rank))
     return [
-        (rows // c.patch[0] * (cols // c.patch[1]), min(together, count - first))
+        (rows // c.patch[0] * (cols // c.patch[1]), min(tiles_per_batch, count - first))
         for (rows, cols), count in counts.items()
-        for first in range(0, count, together)
+        for first in range(0, count, tiles_per_batch)
     ]
 
 
@@ -510,7 +510,7 @@ def evaluation_traffic(
     mesh: Mesh,
     rank: int,
     members: int,
-    together: int,
+    tiles_per_batch: int,
     itemsize: int,
     state_itemsize: int = 8,
     backward: bool = False,
@@ -522,7 +522,7 @@ def evaluation_traffic(
     backward: and of J^T. kept: weights stay gathered, and this is the first evaluation; later ones gather none.
     """
     own, tile = _samples(mesh, rank, members), mesh.coordinates(rank)["tile"]
-    batches = _own_batches(c, tiling, mesh.tile, tile, together)
+    batches = _own_batches(c, tiling, mesh.tile, tile, tiles_per_batch)
     calls, again = (1, False) if kept else (len(batches), backward)
     weights = weight_traffic(c, mesh, itemsize, calls, again)
     return added(
@@ -540,7 +540,7 @@ def step_traffic(
     samples: int,
     frames: int,
     chunk: int,
-    together: int,
+    tiles_per_batch: int,
     itemsize: int,
     state_itemsize: int = 8,
     recomputed: bool = False,
@@ -552,7 +552,7 @@ def step_traffic(
     """
     place, own = mesh.coordinates(rank), _samples(mesh, rank, samples)
     tile, points = place["tile"], math.prod(c.patch)
-    batches = _own_batches(c, tiling, mesh.tile, tile, together)
+    batches = _own_batches(c, tiling, mesh.tile, tile, tiles_per_batch)
     sizes = [(b - a) * (e - d) for a, b in cores(tiling.y) for d, e in cores(tiling.x)]
     tokens = sum(sizes[i] for i in share(len(sizes), mesh.tile, tile)) // points
     state, row = own * c.channels * state_itemsize, own * c.width * itemsize

@@ -30,7 +30,7 @@ from storm_ref.edm import Denoise, precondition
 from storm_ref.memory import MemoryState, TemporalMemory
 from storm_ref.tokenisation import age_features, fourier_features, patchify, unpatchify
 
-__all__ = ["Condition", "Storm", "bind", "count_weights", "noise_features", "randomise"]
+__all__ = ["Condition", "Storm", "count_weights", "denoiser", "noise_features", "randomise"]
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def _expect(name: str, tensor: Tensor, batch: set[int], shape: tuple[int, ...]) 
         raise ValueError(f"{name}: shape {got}, but the network on this grid and batch wants ({lead}) x {shape}")
 
 
-def bind(network: Storm, condition: Condition) -> Denoise:
+def denoiser(network: Storm, condition: Condition) -> Denoise:
     """D(x; sigma) of one analysis, untiled, [NET-5]: float64 outside, the network's dtype inside."""
     dtype = network.final.weight.dtype
 

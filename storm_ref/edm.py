@@ -126,16 +126,12 @@ def loss_weight(sigma: Float[Tensor, "*b"], sigma_data: float) -> Float[Tensor, 
     return (s**2 + sigma_data**2) / (s * sigma_data) ** 2
 
 
-def training_sigma(
-    normal: Float[Tensor, " count"], mean: float = -1.2, std: float = 1.2
-) -> Float[Tensor, " count"]:
+def training_sigma(normal: Float[Tensor, " count"], mean: float = -1.2, std: float = 1.2) -> Float[Tensor, " count"]:
     """Noise levels for training from standard normal numbers, ln sigma ~ N(mean, std^2), float64, [EDM-4]."""
     return torch.exp(mean + std * normal.double())
 
 
-def draw_sigma(
-    count: int, generator: torch.Generator, mean: float = -1.2, std: float = 1.2
-) -> Float[Tensor, " count"]:
+def draw_sigma(count: int, generator: torch.Generator, mean: float = -1.2, std: float = 1.2) -> Float[Tensor, " count"]:
     """`training_sigma` of numbers that the generator draws."""
     return training_sigma(torch.randn(count, generator=generator, dtype=torch.float64), mean, std)
 

@@ -22,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["MemoryState", "TemporalMemory", "memory_finish", "memory_reference", "memory_start", "memory_update"]
+__all__ = ["MemoryState", "TemporalMemory", "memory_by_definition", "memory_finish", "memory_start", "memory_update"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def memory_finish(state: MemoryState) -> Float[Tensor, "b n a d"]:
     return state.accumulator / state.denominator[..., None]
 
 
-def memory_reference(
+def memory_by_definition(
     score: Float[Tensor, "b k n a"], value: Float[Tensor, "b k n a d"]
 ) -> Float[Tensor, "b n a d"]:
     """The same by one softmax over all frames at once: what the streaming form must equal."""

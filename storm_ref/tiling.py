@@ -43,12 +43,12 @@ __all__ = [
     "LocalDenoise",
     "Tile",
     "Tiling",
-    "bind_tiled",
+    "blend_tiles",
     "cores",
     "extents",
     "overhead",
     "seam_bound",
-    "tiled",
+    "tiled_denoiser",
     "tiles",
     "weights",
 ]
@@ -191,17 +191,19 @@ def tiles(tiling: Tiling) -> list[Tile]:
 LocalDenoise = Callable[[Tensor, Tensor, Sequence[Tile]], Tensor]
 
 
-def tiled(local: LocalDenoise, tiling: Tiling, together: int = 16) -> Denoise:
-    """T[D], [TILE-6]: `local` sees batches of at most `together` tiles of one shape; blends in the dtype of the state.
+def blend_tiles(local: LocalDenoise, tiling: Tiling, tiles_per_batch: int = 16) -> Denoise:
+    """T[D], [TILE-6]: `local` sees batches of tiles of one shape; blends in the dtype of the state.
 
-    Raises ValueError for together < 1, and, when evaluated, for a state that is not on the tiling's grid.
+    Raises ValueError for tiles_per_batch < 1, and, when evaluated, for a state that is not on the tiling's grid.
     """
-    if together < 1:
-        raise ValueError(f"at least one tile must be evaluated at a time, got together = {together}")
+    if tiles_per_batch < 1:
+        raise ValueError(f"at least one tile must be evaluated at a time, got tiles_per_batch = {tiles_per_batch}")
     groups: dict[tuple[int, ...], list[Tile]] = defaultdict(list)
     for tile in tiles(tiling):
         groups[tuple(tile.weight.shape)].append(tile)
-    batches = [group[i : i + together] for group in groups.values() for i in range(0, len(group), together)]
+    batches = [
+        group[i : i + tiles_per_batch] for group in groups.values() for i in range(0, len(group), tiles_per_batch)
+    ]
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         if x.shape[-2:] != (tiling.y.length, tiling.x.length):
@@ -218,7 +220,7 @@ def tiled(local: LocalDenoise, tiling: Tiling, together: int = 16) -> Denoise:
     return denoise
 
 
-def bind_tiled(network: Storm, condition: Condition, tiling: Tiling, together: int = 16) -> Denoise:
+def tiled_denoiser(network: Storm, condition: Condition, tiling: Tiling, tiles_per_batch: int = 16) -> Denoise:
     """D(x; sigma) of one analysis by tiles: the driver's default. Each tile keeps its absolute positions, [TILE-6].
 
     The cropped conditions are kept between evaluations: they depend on neither x nor sigma.
@@ -233,7 +235,7 @@ def bind_tiled(network: Storm, condition: Condition, tiling: Tiling, together: i
             kept[key] = Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], members)
         return precondition(lambda c, s: network(c, s, kept[key]), z, sigma, network.config.sigma_data, dtype)
 
-    return tiled(local, tiling, together)
+    return blend_tiles(local, tiling, tiles_per_batch)
 
 
 def overhead(tiling: Tiling) -> float:

@@ -22,19 +22,19 @@ from storm_ref.attention import (
     MultiHead,
     SpaceTimeBlock,
     attention,
-    attention_reference,
+    attention_by_definition,
     layer_norm,
     modulate,
     noise_gate,
     window_mask,
 )
 from storm_ref.config import StormConfig
-from storm_ref.denoiser import Condition, Storm, bind, noise_features, randomise
+from storm_ref.denoiser import Condition, Storm, denoiser, noise_features, randomise
 from storm_ref.memory import (
     MemoryState,
     TemporalMemory,
+    memory_by_definition,
     memory_finish,
-    memory_reference,
     memory_start,
     memory_update,
 )
@@ -376,7 +376,7 @@ def check_memory_split(
         want[b, n, a] = np_softmax(score[b, :, n, a].numpy()) @ value[b, :, n, a].numpy()
     # Scores differ by at most 8 stretch (the draws are within 4): the argument of exp is rounded to that.
     roundings = 2 * (k + 8 * stretch + 4)
-    close(memory_reference(score, value), want, roundings, "one softmax over the frames", float(value.abs().max()))
+    close(memory_by_definition(score, value), want, roundings, "one softmax over the frames", float(value.abs().max()))
     state = memory_start(value)
     for frames in torch.tensor(order).split(list(sizes)):
         state = memory_update(state, score[:, frames], value[:, frames])
@@ -431,7 +431,7 @@ def check_attention(n: int = 4, m: int = 5, d: int = 3, masked: bool = False, st
     largest = float((q.norm(dim=-1).max() * k.norm(dim=-1).max()) / math.sqrt(d))  # bound of a score
     # A score s carries (d + 2) |s| eps, which exp makes relative, twice (numerator and denominator); then sums over m.
     roundings = 2 * (d + 2) * largest + 2 * m + 4
-    close(attention_reference(q, k, v, mask), want, roundings, "attention_reference", float(v.abs().max()))
+    close(attention_by_definition(q, k, v, mask), want, roundings, "attention_by_definition", float(v.abs().max()))
     close(attention(q, k, v, mask), want, roundings, "attention", float(v.abs().max()))
 
 
@@ -508,8 +508,8 @@ def check_key_bias() -> None:
         assert owner.key.bias is None, f"{type(owner).__name__} has a bias on its keys"
     q, k, v, bias = normal(1, 1, 4, 3), normal(1, 1, 5, 3, seed=1), normal(1, 1, 5, 3, seed=2), normal(3, seed=3)
     largest = float(q.norm(dim=-1).max() * (k.norm(dim=-1).max() + bias.norm()))
-    moved = attention_reference(q, k + bias, v)
-    close(moved, attention_reference(q, k, v), 2 * (3 + 2) * largest + 14, "keys moved", float(v.abs().max()))
+    moved = attention_by_definition(q, k + bias, v)
+    close(moved, attention_by_definition(q, k, v), 2 * (3 + 2) * largest + 14, "keys moved", float(v.abs().max()))
 
 
 def check_window(rows: int = 3, cols: int = 5, radius: int = 1, periodic: bool = True) -> None:
@@ -752,7 +752,7 @@ def check_denoised() -> None:
     raw = np.stack([np_storm(scaled, b) for b in range(2)])
     want = sd**2 / total * case.x.numpy() + sigma * sd / np.sqrt(total) * raw
     with torch.no_grad():
-        got = bind(case.network, case.condition())(case.x, case.sigma)
+        got = denoiser(case.network, case.condition())(case.x, case.sigma)
     close(got, want, case.roundings + 8, "denoised mean")
 
 
@@ -761,9 +761,9 @@ def check_bind_dtype() -> None:
     case = world()
     condition = case.condition()
     with torch.no_grad():
-        truth = bind(case.network, condition)(case.x, case.sigma)
+        truth = denoiser(case.network, condition)(case.x, case.sigma)
         case.network.float()
-        denoise = bind(case.network, condition)
+        denoise = denoiser(case.network, condition)
         got = denoise(case.x, case.sigma)
         z, sigma, _ = capture(case.network, lambda: denoise(case.x, case.sigma))
         raw = case.network(z, sigma, condition)
@@ -777,7 +777,7 @@ def check_bind_dtype() -> None:
     error = float((got - truth).abs().max())
     assert 0 < error <= case.roundings * single_eps * float(truth.abs().max()), f"float32 network is off by {error:.3g}"
     with torch.no_grad():
-        single = bind(case.network, condition)(case.x.float(), case.sigma)
+        single = denoiser(case.network, condition)(case.x.float(), case.sigma)
     assert single.dtype == torch.float32, f"float32 in, {single.dtype} out"
 
 
@@ -788,7 +788,7 @@ def check_reset() -> None:
     assert not case.run().any(), "F of a fresh network is not zero"
     c_skip = 0.7**2 / (case.sigma**2 + 0.7**2)
     with torch.no_grad():
-        got = bind(case.network, case.condition())(case.x, case.sigma)
+        got = denoiser(case.network, case.condition())(case.x, case.sigma)
     assert torch.equal(got, c_skip[:, None, None, None] * case.x), "D of a fresh network is not c_skip x"
     for layer, block in enumerate(case.network.blocks):
         x, memory, e = normal(2, 15, 12), normal(2, 15, 12, seed=1), normal(2, 12, seed=2)
@@ -847,7 +847,7 @@ def check_stack() -> None:
     tiles = [case.x[..., 2:6, cols] for cols in columns]
     together = Condition.stack(parts, 2)
     with torch.no_grad():
-        got = case.network(torch.cat(tiles), case.sigma.repeat(2), together)
+        got = case.network(torch.cat(tiles), case.sigma.repeat(2), tiles_per_batch)
         want = torch.cat([case.network(t, case.sigma, part) for t, part in zip(tiles, parts, strict=True)])
         single = [replace(p, static=p.static[:1], memory=p.memory[:1]) for p in parts]
         shared = case.network(torch.cat(tiles), case.sigma.repeat(2), Condition.stack(single, 2))

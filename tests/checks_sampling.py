@@ -160,11 +160,13 @@ def naive_tiled(one: Callable[[Tensor, list[int], list[int]], Tensor], tiling: T
     return out
 
 
-def check_tiled(tiling: Tiling, tiled: Callable[..., Callable[[Tensor, Tensor], Tensor]], together: int = 3) -> None:
+def check_tiled(
+    tiling: Tiling, tiled: Callable[..., Callable[[Tensor, Tensor], Tensor]], tiles_per_batch: int = 3
+) -> None:
     """[TILE-6]: bit for bit on integers where the tiling is a hard crop, else to rounding."""
     x = integers(2, 2, tiling.y.length, tiling.x.length)
     want = naive_tiled(mixing, tiling, x)
-    got = tiled(local_mixing, tiling, together)(x, torch.ones(2, dtype=torch.float64))
+    got = blend_tiles(local_mixing, tiling, tiles_per_batch)(x, torch.ones(2, dtype=torch.float64))
     hard = tiling.y.blend == 0 and tiling.x.blend == 0
     # At most four tiles meet, each with weights good to 4 eps an axis; |D| of a tile is below the sum of all |x| terms.
     bound = 0.0 if hard else 4 * 8 * EPS * (x.abs().sum((-2, -1)).max().item() + 150 * 8)
@@ -237,12 +239,12 @@ def naive_bind_tiled(w: World, tiling: Tiling, x: Tensor) -> Tensor:
 NETWORK = 32 * EPS
 
 
-def check_bind_tiled(tiling: Tiling, bind_tiled: Callable[..., Callable[[Tensor, Tensor], Tensor]]) -> None:
+def check_bind_tiled(tiling: Tiling, tiled_denoiser: Callable[..., Callable[[Tensor, Tensor], Tensor]]) -> None:
     """[TILE-6] absolute positions, own conditioning, and members and tiles kept apart."""
     w = world((tiling.y.length, tiling.x.length), tiling.x.periodic)
     want = naive_bind_tiled(w, tiling, w.x)
-    got = bind_tiled(w.network, w.condition, tiling, 3)(w.x, w.sigma)
-    assert_close(got, want, NETWORK * want.abs().max().item(), f"bind_tiled on {tiling}")
+    got = tiled_denoiser(w.network, w.condition, tiling, 3)(w.x, w.sigma)
+    assert_close(got, want, NETWORK * want.abs().max().item(), f"tiled_denoiser on {tiling}")
 
 
 NETWORK_TILINGS = [

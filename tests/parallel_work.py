@@ -32,11 +32,11 @@ from storm_ref.edm import Churn, Denoise, edm_loss, loss_weight, schedule
 from storm_ref.guidance import Observations, dps, mmps, pigdm
 from storm_ref.parallel import shard
 from storm_ref.parallel.ensemble import draw_shared, gather_members
-from storm_ref.parallel.halo import Exchange, Tiles, bind_sharded, compress_sharded, on_whole, tiled_sharded
+from storm_ref.parallel.halo import Exchange, ShardedTiles, blend_sharded, compress_sharded, on_whole, sharded_denoiser
 from storm_ref.parallel.mesh import AXES, Mesh, World
 from storm_ref.parallel.pool import world_of
 from storm_ref.parallel.tensor import tensor_parallel
-from storm_ref.tiling import Tiling, bind_tiled
+from storm_ref.tiling import Tiling, tiled_denoiser
 from storm_ref.tokenisation import sphere_position
 
 MESHES = sorted((Mesh(*s) for s in product((1, 2, 4, 8), repeat=4) if math.prod(s) <= 8), key=lambda mesh: mesh.size)
@@ -79,7 +79,7 @@ class Problem:
     frames: int = 2
     chunk: int = 16
     window: int | None = None
-    together: int = 16
+    tiles_per_batch: int = 16
     batch: int = 16  # members drawn at a time
     steps: int = 10  # of the sampler
     dtype: torch.dtype = torch.float64
@@ -135,7 +135,9 @@ class Problem:
 
 def serial_denoise(p: Problem, network: Storm, data: Data) -> Denoise:
     memory = network.compress(*data.told, p.chunk)
-    return bind_tiled(network, Condition(data.static, memory, data.position, p.tiling.x.periodic), p.tiling, p.together)
+    return tiled_denoiser(
+        network, Condition(data.static, memory, data.position, p.tiling.x.periodic), p.tiling, p.tiles_per_batch
+    )
 
 
 def serial(p: Problem) -> Tensors:
@@ -190,7 +192,7 @@ def _guide(name: str) -> Guide | None:
 
 def _members(p: Problem, denoise: Denoise, run: range, guide: str) -> Tensor:
     """Churn is on."""
-    sampler = Sampler(schedule(p.steps, 0.05, 5.0), Churn(4.0), together=p.batch)
+    sampler = Sampler(schedule(p.steps, 0.05, 5.0), Churn(4.0), tiles_per_batch=p.batch)
     noise = torch.stack([member_noise(5, 3, m, p.shape, sampler.draws) for m in run], 1).to(p.device)
     if guide == "none":
         return draw_members(denoise, noise, sampler)
@@ -217,15 +219,15 @@ def answer(world: World, whole: Tensors, parts: Tensors | None = None) -> Answer
     """parts: by names that end with a space and the weight's; each is gathered where it is judged, without messages."""
     plain = [{n: shard.local(t).detach().cpu().contiguous() for n, t in ts.items()} for ts in (whole, parts or {})]
     bits = [{n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in ts.items()} for ts in plain]
-    sends = world.place["ddp"] == world.place["tile"] == 0
+    sends = world.coordinates["ddp"] == world.coordinates["tile"] == 0
     own = {n: t.clone() for n, t in plain[1].items()} if sends else {}
-    return Answer(dict(world.place), plain[0] if world.first else {}, own, *bits)
+    return Answer(dict(world.coordinates), plain[0] if world.is_main else {}, own, *bits)
 
 
 class Evaluation(nn.Module):
     """One evaluation on shards, compression of the memory included: FSDP gathers weights around one forward."""
 
-    def __init__(self, network: Storm, parts: Tiles, p: Problem, whole_memory: bool = False) -> None:
+    def __init__(self, network: Storm, parts: ShardedTiles, p: Problem, whole_memory: bool = False) -> None:
         super().__init__()
         self.network, self.parts, self.p, self.whole_memory = network, parts, p, whole_memory
 
@@ -239,7 +241,7 @@ class Told(Evaluation):
     def forward(self, x: Tensor, data: Data) -> Tensor:
         memory = torch.zeros(1, *data.position.shape[:2], self.p.config.width, dtype=self.p.dtype)
         condition = Condition(data.static, memory, data.position, self.p.tiling.x.periodic)
-        return bind_sharded(self.network, condition, self.parts)(x, data.sigma).clone()
+        return sharded_denoiser(self.network, condition, self.parts)(x, data.sigma).clone()
 
 
 class Step(Evaluation):
@@ -252,22 +254,22 @@ class Step(Evaluation):
         return loss_weight(data.sigma, 1.0)[:, None, None] * (denoised - clean) ** 2
 
 
-def bound(network: Storm, parts: Tiles, p: Problem, data: Data, whole_memory: bool = False) -> Denoise:
+def bound(network: Storm, parts: ShardedTiles, p: Problem, data: Data, whole_memory: bool = False) -> Denoise:
     if whole_memory:
         condition = Condition(data.static, network.compress(*data.told, p.chunk), data.position, p.tiling.x.periodic)
-        return bind_sharded(network, condition, parts)
+        return sharded_denoiser(network, condition, parts)
     memory = compress_sharded(network, *data.told, parts, p.chunk)
     nothing = memory.new_zeros(1).expand(1, *data.position.shape[:2], p.config.width)
-    return bind_sharded(network, Condition(data.static, nothing, data.position, p.tiling.x.periodic), parts, memory)
+    return sharded_denoiser(network, Condition(data.static, nothing, data.position, p.tiling.x.periodic), parts, memory)
 
 
-def setup(p: Problem, mesh: Mesh) -> tuple[World, Storm, Tiles]:
+def setup(p: Problem, mesh: Mesh) -> tuple[World, Storm, ShardedTiles]:
     mesh.check(p.config, None, p.samples)
     world = world_of(mesh, p.device)
     network = tensor_parallel(p.network(), world)
     if p.recomputed:
         shard.recompute(network)
-    return world, network, Tiles(p.tiling, world, p.together)
+    return world, network, ShardedTiles(p.tiling, world, p.tiles_per_batch)
 
 
 def evaluate(p: Problem, mesh: Mesh, whole_memory: bool = False, whole_state: bool = True) -> Any:
@@ -322,9 +324,9 @@ def everything_checked(p: Problem, meshes: list[Mesh], wrong: Tensor) -> str:
 def tiles_refused(tiling: Tiling, mesh: Mesh) -> list[str]:
     """What is said of one tile for many ranks, and of no tile at a time."""
     said, world = [], world_of(mesh)
-    for tiles, together in ((Tiling.whole((4, 4), False), 1), (tiling, 0)):
+    for tiles, tiles_per_batch in ((Tiling.whole((4, 4), False), 1), (tiling, 0)):
         try:
-            Tiles(tiles, world, together)
+            ShardedTiles(tiles, world, tiles_per_batch)
         except ValueError as error:
             said.append(str(error))
     return said
@@ -338,7 +340,7 @@ def members_not_finite(p: Problem, mesh: Mesh, bad: int) -> str:
         noise = torch.zeros(1, len(run), *p.shape, dtype=torch.float64)
         for place, member in enumerate(run):
             noise[:, place] = torch.inf if member == bad else 0
-        return draw_members(lambda x, sigma: x, noise, Sampler(schedule(3), together=2))
+        return draw_members(lambda x, sigma: x, noise, Sampler(schedule(3), tiles_per_batch=2))
 
     try:
         draw_shared(draw, p.samples, world)
@@ -374,8 +376,8 @@ def second_derivative(p: Problem, mesh: Mesh | None) -> Any:
 def cube(p: Problem, mesh: Mesh) -> Any:
     """D(z) = z^3 by tiles: value, J^T v and the gradient of <u, J^T v>."""
     world, data = world_of(mesh, p.device), p.data()
-    parts = Tiles(p.tiling, world, p.together)
-    denoise = on_whole(tiled_sharded(lambda z, sigma, batch: z**3, parts), parts)
+    parts = ShardedTiles(p.tiling, world, p.tiles_per_batch)
+    denoise = on_whole(blend_sharded(lambda z, sigma, batch: z**3, parts), parts)
     x = data.x.clone().requires_grad_()
     y = denoise(x, data.sigma)
     slope = torch.autograd.grad((data.probe * y).sum(), x, create_graph=True)[0]
@@ -390,7 +392,7 @@ def _whole_numbers(generator: torch.Generator, *size: int) -> Tensor:
 def exchanges(p: Problem, mesh: Mesh) -> dict[str, Any]:
     """Of extents and of results: both sides of [PAR-9]'s and [PAR-10]'s identities, on whole numbers: exact."""
     world = world_of(mesh, p.device)
-    parts = Tiles(p.tiling, world, p.together)
+    parts = ShardedTiles(p.tiling, world, p.tiles_per_batch)
     generator = torch.Generator().manual_seed(world.rank)
     found: dict[str, Any] = {}
     for name, exchange in (("extents", parts.extents), ("results", parts.results)):
@@ -581,7 +583,7 @@ class Messages(TorchDispatchMode):
         size = sum(t.numel() * t.element_size() for t in tensors)
         if kind == "all-to-all":
             rows, splits = tensors[0], args[4]
-            own = splits[self.world.place["tile"]] * math.prod(rows.shape[1:]) * rows.element_size()
+            own = splits[self.world.coordinates["tile"]] * math.prod(rows.shape[1:]) * rows.element_size()
             size -= own
         self.found[axis, kind] = self.found.get((axis, kind), Traffic()) + Traffic(1, size)
 

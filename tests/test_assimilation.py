@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storm_ref.assimilation import Sampler, cycle, draw_members, linear_cycle, member_noise
-from storm_ref.denoiser import bind
+from storm_ref.denoiser import denoiser
 from storm_ref.edm import Churn, NotFiniteError, sample, schedule
 from storm_ref.guidance import Observations, ObservationsLike, OperatorObservations, dps, mmps
 
@@ -84,7 +84,7 @@ def test_member_noise_invalid(numbers: tuple[int, int, int]) -> None:
 
 @given(st.integers(1, 7), st.integers(1, 9))
 @settings(max_examples=15)
-def test_draw_members_batching_is_irrelevant(members: int, together: int) -> None:
+def test_draw_members_batching_is_irrelevant(members: int, members_per_batch: int) -> None:
     """[DA-3] how many are evaluated at a time: bit for bit where points do not mix."""
     sigmas = schedule(4, 0.05, 10.0)
     for churn in (Churn(), Churn(2.0)):
@@ -92,21 +92,21 @@ def test_draw_members_batching_is_irrelevant(members: int, together: int) -> Non
         fields = noise(members, (2, 3), every.draws)
         want = draw_members(pointwise, fields, every)
         assert want.shape == (members, 2, 3) and want.dtype == torch.float64
-        assert torch.equal(draw_members(pointwise, fields, Sampler(sigmas, churn, together)), want)
+        assert torch.equal(draw_members(pointwise, fields, Sampler(sigmas, churn, members_per_batch)), want)
 
 
 def test_draw_members_of_a_network_with_guidance_batching_is_irrelevant() -> None:
     """[DA-3] the same with a network and mmps, to rounding; member m does not depend on how many members there are."""
     w = world((4, 8), True, batch=1)
-    denoise = bind(w.network, w.condition)
+    denoise = denoiser(w.network, w.condition)
     index, weight = torch.tensor([[3], [60], [3]]), torch.ones(3, 1, dtype=torch.float64)
     o = Observations(normal(3), torch.full((3,), 0.5).double(), index, weight, (2, 4, 8))
     guide: Callable[..., Callable[[Tensor, Tensor], Tensor]] = lambda d, obs: dps(d, obs)  # noqa: E731
     fields = noise(5, (2, 4, 8))
-    want = draw_members(denoise, fields, Sampler(schedule(6), together=5), o, guide)
+    want = draw_members(denoise, fields, Sampler(schedule(6), members_per_batch=5), o, guide)
     size = want.abs().max()
-    for together in (1, 2, 3):
-        got = draw_members(denoise, fields, Sampler(schedule(6), together=together), o, guide)
+    for members_per_batch in (1, 2, 3):
+        got = draw_members(denoise, fields, Sampler(schedule(6), members_per_batch=members_per_batch), o, guide)
         assert (got - want).abs().max() <= 1e5 * EPS * size
     fewer = draw_members(denoise, fields[:, :3], Sampler(schedule(6)), o, guide)
     assert (fewer - want[:3]).abs().max() <= 1e5 * EPS * size
@@ -149,7 +149,7 @@ def test_sampler_draws() -> None:
 def test_draw_members_reports_progress() -> None:
     """One call for each step of each batch."""
     calls: list[int] = []
-    draw_members(pointwise, noise(5, (2,)), Sampler(schedule(3), together=2), progress=lambda: calls.append(1))
+    draw_members(pointwise, noise(5, (2,)), Sampler(schedule(3), members_per_batch=2), progress=lambda: calls.append(1))
     assert len(calls) == 3 * 3
 
 
@@ -163,7 +163,7 @@ def test_draw_members_invalid_state_names_member_and_step() -> None:
     fields = noise(7, (2,))
     fields[0, 5] = 1e9
     with pytest.raises(NotFiniteError, match=r"members \[5\] stopped being finite at step 2 of 4") as caught:
-        draw_members(denoise, fields, Sampler(torch.tensor([20.0, 6.0, 1.0, 0.5, 0.0]).double(), together=3))
+        draw_members(denoise, fields, Sampler(torch.tensor([20.0, 6.0, 1.0, 0.5, 0.0]).double(), members_per_batch=3))
     assert caught.value.members == [5]
 
 
@@ -184,8 +184,8 @@ def test_draw_members_invalid_too_few_draws() -> None:
 
 
 def test_sampler_invalid_together() -> None:
-    with pytest.raises(ValueError, match="together = 0"):
-        Sampler(schedule(3), together=0)
+    with pytest.raises(ValueError, match="members_per_batch = 0"):
+        Sampler(schedule(3), members_per_batch=0)
 
 
 # Cycles
@@ -267,7 +267,7 @@ def probed_cycle(c: LinearCycle, sigmas: Tensor, observed: bool = True) -> list[
     root = torch.linalg.cholesky(c.covariance)
     unit = torch.eye(size * (analyses + 1), dtype=torch.float64)
     probes = torch.cat([torch.zeros(1, len(unit), dtype=torch.float64), unit]).reshape(-1, analyses + 1, size)
-    sampler = Sampler(sigmas, together=len(probes))
+    sampler = Sampler(sigmas, members_per_batch=len(probes))
 
     def draw(frames: Sequence[Tensor], observations: ObservationsLike | None, k: int) -> Tensor:
         denoise = conditional_denoiser(c, frames[-1])

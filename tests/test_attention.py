@@ -7,7 +7,7 @@ from checks_network import generic, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storm_ref.attention import Block, attention, attention_reference, layer_norm, noise_gate, window_mask
+from storm_ref.attention import Block, attention, attention_by_definition, layer_norm, noise_gate, window_mask
 
 small = st.integers(1, 6)
 
@@ -22,7 +22,7 @@ def test_attention_finite_at_extreme_scores() -> None:
     """[ATT-1] scores of 1e4: the largest takes all, in both forms."""
     q, k = torch.full((1, 1, 1, 1), 1e4), torch.tensor([-1.0, 1.0, 0.5]).reshape(1, 1, 3, 1)
     v = torch.tensor([5.0, 7.0, 9.0]).reshape(1, 1, 3, 1)
-    assert attention(q, k, v).item() == attention_reference(q, k, v).item() == 7
+    assert attention(q, k, v).item() == attention_by_definition(q, k, v).item() == 7
 
 
 @given(st.permutations(range(6)))
@@ -80,9 +80,7 @@ def test_noise_gate_value(sigma: list[float], heads: list[tuple[float, float]]) 
     checks.check_gate(sigma, [a for a, _ in heads], [b for _, b in heads])
 
 
-@given(
-    st.lists(st.floats(1e-300, 1e300), min_size=2, max_size=6), st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)
-)
+@given(st.lists(st.floats(1e-300, 1e300), min_size=2, max_size=6), st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
 def test_noise_gate_monotone(sigma: list[float], alpha: float, beta: float) -> None:
     """[ATT-4]"""
     checks.check_gate_monotone(sigma, [alpha], [beta])
@@ -145,7 +143,7 @@ def test_window_mask_wide_is_all() -> None:
     """[ATT-6] a window as wide as the grid is no window, bit for bit in the reference form."""
     q, k, v = normal(1, 1, 12, 3), normal(1, 1, 12, 3, seed=1), normal(1, 1, 12, 3, seed=2)
     mask = window_mask(3, 4, 3, False)
-    assert torch.equal(attention_reference(q, k, v, mask), attention_reference(q, k, v))
+    assert torch.equal(attention_by_definition(q, k, v, mask), attention_by_definition(q, k, v))
 
 
 def test_block_weights() -> None:

@@ -12,12 +12,12 @@ from counting import Count
 
 from storm_ref import cost
 from storm_ref.config import StormConfig
-from storm_ref.denoiser import Condition, bind
+from storm_ref.denoiser import Condition, denoiser
 from storm_ref.experiments import out_of_core
 from storm_ref.experiments.bench import history, scale, timing
 from storm_ref.experiments.bench.history import Checkpoint, History, Job, streamer
 from storm_ref.experiments.folded import FoldedState
-from storm_ref.tiling import bind_tiled, overhead, tiles
+from storm_ref.tiling import overhead, tiled_denoiser, tiles
 from storm_ref.tokenisation import sphere_position
 
 SMALL = StormConfig(2, 1, (1, 1), 8, 2, 1)
@@ -192,14 +192,14 @@ def test_denoise_of_one_frame_is_by_tiles() -> None:
     x, condition = timing.scene(network, job.tiling)
     sigma = torch.ones(1, dtype=torch.float64)
     with torch.no_grad():
-        whole, cut = bind(network, condition)(x, sigma), bind_tiled(network, condition, job.tiling)(x, sigma)
+        whole, cut = denoiser(network, condition)(x, sigma), tiled_denoiser(network, condition, job.tiling)(x, sigma)
     assert not torch.equal(whole, cut)
 
 
 # Scale
 
 
-DOMAIN = scale.DomainJob((24, 40), "tiny", 8, 2, 1, together=4, threads=1)
+DOMAIN = scale.DomainJob((24, 40), "tiny", 8, 2, 1, tiles_per_batch=4, threads=1)
 
 
 def test_work_is_the_denoiser_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_work_is_the_denoiser_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     position = sphere_position(latitude, torch.arange(40) * 9.0, (1, 1))
     condition = Condition(static[None], memory[None], position, True)
     with torch.no_grad():
-        denoise = bind_tiled(network, condition, DOMAIN.tiling, DOMAIN.together)
+        denoise = tiled_denoiser(network, condition, DOMAIN.tiling, DOMAIN.tiles_per_batch)
         expected = denoise(state[None], torch.ones(1, dtype=torch.float64))
     assert torch.equal(out[None], expected)
     assert float(state.std()) == pytest.approx(1, abs=0.1)

@@ -16,7 +16,7 @@ from storm_ref.experiments.bench.history import Job
 from storm_ref.experiments.fidelity import Sizes
 
 SIZES = Sizes((0.5, 2.0), (12, 24), (12, 24), (12, 24), (0, 1), 8, (2, 4), (2,), 2, 2, 2, 3.0, (2, 2))
-JOB = scale.DomainJob((24, 40), "tiny", 8, 2, 1, together=4, threads=1)
+JOB = scale.DomainJob((24, 40), "tiny", 8, 2, 1, tiles_per_batch=4, threads=1)
 
 
 def _history(frames: int, form: str, grid: tuple[int, int] = (128, 256)) -> dict[str, Any]:

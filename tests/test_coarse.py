@@ -10,22 +10,22 @@ from checks_sampling import CONFIG, EPS, NETWORK, World, normal, world
 from counting import Count
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-
-from storm_ref import cost
-from storm_ref.attention import Block, MultiHead, layer_norm, modulate
-from storm_ref.denoiser import Condition, Storm, bind, randomise
-from storm_ref.experiments.coarse import (
+from storm_ref.experiments.public import (
     attend,
-    bind_coarse,
     block_step,
     blocks,
+    coarse_denoiser,
     coarse_evaluation,
     coarse_pass,
     outside,
     pool,
 )
-from storm_ref.tiling import Axis, Tiling, bind_tiled
+from torch import Tensor
+
+from storm_ref import cost
+from storm_ref.attention import Block, MultiHead, layer_norm, modulate
+from storm_ref.denoiser import Condition, Storm, denoiser, randomise
+from storm_ref.tiling import Axis, Tiling, tiled_denoiser
 from storm_ref.workbench.prior.covariance import white
 
 POINTS = replace(CONFIG, patch=(1, 1))
@@ -40,9 +40,9 @@ CUTS = [
 
 def gap(w: World, tiling: Tiling, shape: tuple[int, int]) -> float:
     """Largest difference from the untiled denoiser, in units of its largest value."""
-    want = bind(w.network, w.condition)(w.x, w.sigma)
+    want = denoiser(w.network, w.condition)(w.x, w.sigma)
     plain = white((w.network.config.channels, *w.x.shape[-2:]))
-    got = bind_coarse(w.network, w.condition, tiling, plain, shape)(w.x, w.sigma)
+    got = coarse_denoiser(w.network, w.condition, tiling, plain, shape)(w.x, w.sigma)
     return float((got - want).abs().max() / want.abs().max())
 
 
@@ -129,8 +129,8 @@ def test_bind_coarse_with_a_block_a_token_is_untiled(tiling: Tiling) -> None:
     w = world((6, 12), tiling.x.periodic, config=POINTS)
     assert gap(w, tiling, (6, 12)) <= NETWORK
     assert gap(w, tiling, (99, 99)) <= NETWORK
-    want = bind(w.network, w.condition)(w.x, w.sigma)
-    assert (bind_tiled(w.network, w.condition, tiling)(w.x, w.sigma) - want).abs().max() > 1e-3 * want.abs().max()
+    want = denoiser(w.network, w.condition)(w.x, w.sigma)
+    assert (tiled_denoiser(w.network, w.condition, tiling)(w.x, w.sigma) - want).abs().max() > 1e-3 * want.abs().max()
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 5), (1, 1)])
@@ -154,20 +154,20 @@ def test_bind_coarse_is_nearer_to_the_untiled_network_than_tiles_alone() -> None
     memory = smooth[None, :, :, None] * normal(2, 1, 1, POINTS.width)
     told = replace(w.condition, static=smooth.expand(2, 2, -1, -1), memory=memory)
     w = replace(w, x=smooth.expand(2, 2, -1, -1).contiguous(), condition=told)
-    want = bind(w.network, w.condition)(w.x, w.sigma)
-    plain = (bind_tiled(w.network, told, CUTS[0])(w.x, w.sigma) - want).abs().max() / want.abs().max()
+    want = denoiser(w.network, w.condition)(w.x, w.sigma)
+    plain = (tiled_denoiser(w.network, told, CUTS[0])(w.x, w.sigma) - want).abs().max() / want.abs().max()
     assert gap(w, CUTS[0], (3, 6)) < plain / 2
 
 
 def test_bind_coarse_keeps_members_and_batches_apart() -> None:
-    """Members alone and together, tiles one by one and all at once, and a second call with other members."""
+    """Members alone and tiles_per_batch, tiles one by one and all at once, and a second call with other members."""
     w, tiling = world((6, 12), True, config=POINTS), CUTS[2]
     shared = replace(w.condition, static=w.condition.static[:1], memory=w.condition.memory[:1])
     plain = white((2, 6, 12))
-    both = bind_coarse(w.network, shared, tiling, plain, (2, 3))
+    both = coarse_denoiser(w.network, shared, tiling, plain, (2, 3))
     want = both(w.x, w.sigma)
-    for together in (1, 5):
-        one = bind_coarse(w.network, shared, tiling, plain, (2, 3), together)
+    for tiles_per_batch in (1, 5):
+        one = coarse_denoiser(w.network, shared, tiling, plain, (2, 3), tiles_per_batch)
         parts = [one(w.x[m : m + 1], w.sigma[m : m + 1]) for m in range(2)]
         assert (torch.cat(parts) - want).abs().max() <= NETWORK * want.abs().max()
     assert (both(w.x[:1], w.sigma[:1]) - want[:1]).abs().max() <= NETWORK * want.abs().max()
@@ -179,22 +179,24 @@ def test_bind_coarse_keeps_members_and_batches_apart() -> None:
 def test_bind_coarse_invalid(window: int | None, shape: tuple[int, int], message: str) -> None:
     w = world((6, 12), True, config=replace(POINTS, window=window))
     with pytest.raises(ValueError, match=message):
-        bind_coarse(w.network, w.condition, CUTS[0], white((2, 6, 12)), shape)
+        coarse_denoiser(w.network, w.condition, CUTS[0], white((2, 6, 12)), shape)
 
 
 @torch.no_grad()
 @settings(max_examples=8)
 @given(st.sampled_from(CUTS), st.integers(1, 2), st.sampled_from([3, 16]), st.integers(1, 7), st.integers(1, 7))
-def test_coarse_evaluation_equals_count(tiling: Tiling, members: int, together: int, down: int, across: int) -> None:
+def test_coarse_evaluation_equals_count(
+    tiling: Tiling, members: int, tiles_per_batch: int, down: int, across: int
+) -> None:
     """[COST-1] multiply-adds."""
     network = Storm(POINTS)
     told = Condition(torch.zeros(1, 2, 6, 12), torch.zeros(members, 6, 12, 8), torch.zeros(6, 12, 3).double())
     x, sigma = torch.zeros(members, 2, 6, 12).double(), torch.ones(members).double()
     # Without leading directions the covariance multiplies by matrices of no columns, which count for nothing.
-    denoise = bind_coarse(network, told, tiling, white((2, 6, 12)), (down, across), together)
+    denoise = coarse_denoiser(network, told, tiling, white((2, 6, 12)), (down, across), tiles_per_batch)
     with Count() as count:
         denoise(x, sigma)
-    want = coarse_evaluation(POINTS, tiling, (down, across), members, together)
+    want = coarse_evaluation(POINTS, tiling, (down, across), members, tiles_per_batch)
     assert count.total.multiply_adds == want.multiply_adds
 
 

@@ -451,7 +451,7 @@ def test_run_suite_counts_coarse_cases_and_any_failure() -> None:
     wrong_gate = Altered(lambda op, r: {"gamma": 1 - r["gamma"]} if op == "gate" else r)
     core = [case for case in CASES if "core" in case.profiles]
     profile = run_suite(wrong_gate, wrong_gate.describe(), core, [], ["core"]).profiles["core"]
-    assert profile.expected == profile.passed == sum(case.coarse for case in core)
+    assert profile.expected == profile.passed == sum(case.public for case in core)
     assert profile.failed >= 1 and not profile.conforms
 
 
@@ -559,7 +559,7 @@ def test_readme_table_has_every_operation_and_its_level() -> None:
     text = (ROOT / "conformance" / "README.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ") and line.count("|") == 5]
     listed = {row.strip("*"): not row.startswith("*") for row in rows if row.strip("*") in TABLE}
-    assert listed == {name: op.coarse for name, op in TABLE.items()}
+    assert listed == {name: op.public for name, op in TABLE.items()}
 
 
 def _imports(path: Path, top: bool) -> set[str]:

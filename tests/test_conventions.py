@@ -17,7 +17,7 @@ from conformance.judging.tolerance import Bound, Exact, Ulp
 from storm_ref.assimilation import Sampler, draw_members, member_noise
 from storm_ref.attention import layer_norm
 from storm_ref.config import StormConfig
-from storm_ref.denoiser import Condition, Storm, bind, randomise
+from storm_ref.denoiser import Condition, Storm, denoiser, randomise
 from storm_ref.edm import (
     Churn,
     Denoise,
@@ -31,7 +31,7 @@ from storm_ref.edm import (
 )
 from storm_ref.guidance import Observations, ObservationsLike, OperatorObservations, dps, mmps, pigdm, sda
 from storm_ref.memory import memory_finish, memory_start
-from storm_ref.tiling import Axis, Tiling, bind_tiled, extents, tiled, weights
+from storm_ref.tiling import Axis, Tiling, blend_tiles, extents, tiled_denoiser, weights
 from storm_ref.tokenisation import (
     age_features,
     fourier_features,
@@ -105,11 +105,11 @@ def test_storm_takes_and_gives_the_shapes_of_the_table(unchecked: None) -> None:
     memory = storm.compress(past, static, HOURS, positions())
     assert memory.shape == (1, GRID[0] // 2, GRID[1] // 2, CONFIG.width)
     told = Condition(static[:, 0], memory, positions())
-    assert bind(storm, told)(normal(5, 2, *GRID), torch.ones(5)).shape == (5, 2, *GRID)
+    assert denoiser(storm, told)(normal(5, 2, *GRID), torch.ones(5)).shape == (5, 2, *GRID)
     with pytest.raises(ValueError, match="past frames"):
         storm.compress(past.transpose(1, 2), static, HOURS, positions())
     with pytest.raises(ValueError, match="state"):
-        bind(storm, told)(normal(5, 2, *GRID[::-1]), torch.ones(5))
+        denoiser(storm, told)(normal(5, 2, *GRID[::-1]), torch.ones(5))
 
 
 def written(path: Path, latitude: list[float], longitude: list[float], calendar: str = "standard") -> Path:
@@ -242,13 +242,13 @@ def test_denoisers_keep_the_dtype_of_the_state_and_the_sampler_gives_float64(dty
     """[CONV-9]"""
     x, sigma = normal(2, 2, *GRID).to(dtype), torch.tensor([0.5, 2.0])
     for storm in (network(torch.float32), network(torch.float64)):
-        for denoise in (bind(storm, condition(storm)), bind_tiled(storm, condition(storm), halves())):
+        for denoise in (denoiser(storm, condition(storm)), tiled_denoiser(storm, condition(storm), halves())):
             got = denoise(x, sigma)
             assert got.dtype == dtype and got.shape == x.shape
             assert sample(denoise, x, schedule(2)).dtype == torch.float64
 
 
-IDENTITY = tiled(lambda z, sigma, batch: z, Tiling.whole((4, 4), True))
+IDENTITY = blend_tiles(lambda z, sigma, batch: z, Tiling.whole((4, 4), True))
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "patch": (lambda: patchify(torch.zeros(1, 3, 8), (2, 2)), "patch 2 x 2 does not divide the grid 3 x 8"),
@@ -390,8 +390,8 @@ def test_indexing_is_exact_on_whole_numbers(dtype: torch.dtype) -> None:
     x = whole(2, 3, 4, 8, below=EXACT[dtype], dtype=dtype)
     assert torch.equal(unpatchify(patchify(x, (2, 2)), (2, 2), 2), x)
     crop = Tiling.of((4, 8), core=(2, 4), halo=(1, 2), blend=(0, 0), periodic=True)
-    for together in (1, 3, 16):
-        assert torch.equal(tiled(lambda z, s, t: z, crop, together)(x, torch.ones(2)), x)
+    for tiles_per_batch in (1, 3, 16):
+        assert torch.equal(blend_tiles(lambda z, s, t: z, crop, tiles_per_batch)(x, torch.ones(2)), x)
     at = torch.tensor([5, 7, 5, 95, 0])
     weight = torch.tensor([[1.0], [-1.0], [1.0], [0.0], [1.0]]).to(dtype)
     d = whole(2, 5, below=EXACT[dtype], dtype=dtype)
@@ -468,7 +468,7 @@ def test_generic_weights_show_the_whole_model() -> None:
 
     def seen(storm: Storm) -> set[str]:
         told = condition(storm)
-        out = bind(storm, told)(normal(2, 2, *GRID), torch.tensor([0.3, 3.0]))
+        out = denoiser(storm, told)(normal(2, 2, *GRID), torch.tensor([0.3, 3.0]))
         names, values = zip(*storm.named_parameters(), strict=True)
         gradients = torch.autograd.grad((out * normal(2, 2, *GRID, seed=9)).sum(), values, allow_unused=True)
         return {n for n, g in zip(names, gradients, strict=True) if g is not None and float(g.abs().max()) > 1e-9}
@@ -496,7 +496,7 @@ def test_chain_is_float64_throughout() -> None:
     """
     storm = network()
     seen = points(normal(3), torch.ones(3).double(), torch.tensor([0, 17, 40]), (2, *GRID))
-    denoise = mmps(bind_tiled(storm, condition(storm), halves()), seen, steps=5)
+    denoise = mmps(tiled_denoiser(storm, condition(storm), halves()), seen, steps=5)
     start, change = normal(1, 2, *GRID, seed=4), 1e-6 * normal(1, 2, *GRID, seed=5)
     low, middle, high = (sample(denoise, start + k * change, schedule(4, 0.01, 2.0)) for k in (-1, 0, 1))
     assert float((high - middle).abs().max()) > 1e-7, "the latents must matter"
@@ -509,11 +509,11 @@ def test_only_the_network_is_narrow(dtype: torch.dtype) -> None:
     storm = Storm(CONFIG).to(dtype)
     x, sigma = normal(2, 2, *GRID), torch.tensor([0.37, 5.3], dtype=torch.float64)
     want = precondition_coefficients(sigma, CONFIG.sigma_data)[0].reshape(-1, 1, 1, 1) * x
-    assert torch.equal(bind(storm, condition(storm))(x, sigma), want)
-    blend = bind_tiled(storm, condition(storm), halves())(x, sigma)
+    assert torch.equal(denoiser(storm, condition(storm))(x, sigma), want)
+    blend = tiled_denoiser(storm, condition(storm), halves())(x, sigma)
     torch.testing.assert_close(blend, want, rtol=1e-15, atol=0)
     exact = sample(lambda z, s: precondition(lambda c, _: 0 * c, z, s, CONFIG.sigma_data), x, schedule(3))
-    assert torch.equal(sample(bind(storm, condition(storm)), x, schedule(3)), exact)
+    assert torch.equal(sample(denoiser(storm, condition(storm)), x, schedule(3)), exact)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -558,8 +558,8 @@ def test_nothing_draws_from_a_global_generator_and_the_same_inputs_give_the_same
         sampler = Sampler(schedule(3), Churn(s_churn=2.0))
         noise = torch.stack([member_noise(1, 2, m, (2, *GRID), sampler.draws) for m in range(3)], 1)
         seen = points(normal(3), torch.ones(3).double(), torch.tensor([0, 17, 40]), (2, *GRID))
-        drawn = draw_members(bind_tiled(storm, told, halves()), noise, sampler, seen, partial(mmps, steps=3))
-        loss = edm_loss(bind(storm, told), drawn, noise[0], draw_sigma(3, storm_noise), 1.0)
+        drawn = draw_members(tiled_denoiser(storm, told, halves()), noise, sampler, seen, partial(mmps, steps=3))
+        loss = edm_loss(denoiser(storm, told), drawn, noise[0], draw_sigma(3, storm_noise), 1.0)
         ranks = rank_histogram(drawn, drawn[0], torch.Generator().manual_seed(7))
         return [noise, drawn, loss, ranks]
 

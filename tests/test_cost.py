@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from storm_ref import cost
-from storm_ref.attention import Block, DividedBlock, SpaceTimeBlock, attention_reference, window_mask
+from storm_ref.attention import Block, DividedBlock, SpaceTimeBlock, attention_by_definition, window_mask
 from storm_ref.config import StormConfig, storm_10m
 from storm_ref.cost import Cost, exponent
-from storm_ref.denoiser import Condition, Storm, bind
+from storm_ref.denoiser import Condition, Storm, denoiser
 from storm_ref.edm import sample, schedule
-from storm_ref.tiling import Axis, Tiling, bind_tiled, extents, overhead
+from storm_ref.tiling import Axis, Tiling, extents, overhead, tiled_denoiser
 
 DTYPES = {4: torch.float32, 8: torch.float64}
 CONFIG = StormConfig(2, 1, (1, 2), 8, 2, 2, position_octaves=2, noise_features=4)
@@ -93,14 +93,14 @@ def past(c: StormConfig, rows: int, cols: int, frames: int, batch: int, dtype: t
 @settings(max_examples=25)
 @given(domains(), st.integers(1, 3), st.sampled_from([1, 2, 16]), st.sampled_from([*DTYPES.values(), torch.bfloat16]))
 def test_tiled_evaluation_equals_count(
-    domain: tuple[StormConfig, Tiling], members: int, together: int, dtype: torch.dtype
+    domain: tuple[StormConfig, Tiling], members: int, tiles_per_batch: int, dtype: torch.dtype
 ) -> None:
     """[COST-1] [COST-2] [TILE-10]"""
     c, tiling = domain
-    denoise = bind_tiled(Storm(c).to(dtype), condition(c, tiling, members, dtype), tiling, together)
+    denoise = tiled_denoiser(Storm(c).to(dtype), condition(c, tiling, members, dtype), tiling, tiles_per_batch)
     with Count() as count:
         denoise(*state(c, tiling, members))
-    assert count.total == cost.tiled_evaluation(c, tiling, members, together)
+    assert count.total == cost.tiled_evaluation(c, tiling, members, tiles_per_batch)
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def test_evaluation_equals_count(domain: tuple[StormConfig, Tiling], members: in
     block = Block(c.width, c.heads, c.mlp_ratio)
     state_tokens = cost.state_tokens(c, members * n) + cost.position_code(c, n)
     parts = [
-        (lambda: bind(network, told)(*x), cost.evaluation(c, n, members)),
+        (lambda: denoiser(network, told)(*x), cost.evaluation(c, n, members)),
         (
             lambda: network.embed(x[0].float(), told.static.expand(members, -1, -1, -1), told.position),
             state_tokens,
@@ -159,7 +159,7 @@ def test_baselines_equal_count(heads: int, size: int, frames: int, n: int, ratio
 def test_sampling_equals_count(steps: int) -> None:
     """[EDM-7] 2 n - 1 evaluations."""
     tiling = Tiling(Axis(4, 2, 1), Axis(8, 4, 2, 2, True, 2))
-    denoise = bind_tiled(Storm(CONFIG), condition(CONFIG, tiling, 2), tiling)
+    denoise = tiled_denoiser(Storm(CONFIG), condition(CONFIG, tiling, 2), tiling)
     with Count() as count:
         sample(denoise, state(CONFIG, tiling, 2)[0], schedule(steps))
     assert count.total == cost.sampling(cost.tiled_evaluation(CONFIG, tiling, 2), steps)
@@ -289,7 +289,7 @@ def test_exponent_value() -> None:
 def test_peak_evaluation_equals_count(domain: tuple[StormConfig, Tiling], members: int, itemsize: int) -> None:
     c, tiling = domain
     dtype, (rows, cols), x = DTYPES[itemsize], cells(tiling), state(c, tiling, members)
-    denoise = bind(Storm(c).to(dtype), condition(c, tiling, members, dtype))
+    denoise = denoiser(Storm(c).to(dtype), condition(c, tiling, members, dtype))
     with Live() as live:
         denoise(*x)
     assert live.peak == cost.peak_evaluation(c, rows * cols, itemsize, members)
@@ -300,17 +300,17 @@ def test_peak_evaluation_equals_count(domain: tuple[StormConfig, Tiling], member
 @settings(max_examples=25)
 @given(domains(least=2, width=2), st.integers(1, 2), st.sampled_from([1, 2, 16]), st.sampled_from([*DTYPES]))
 def test_peak_tiled_equals_count(
-    domain: tuple[StormConfig, Tiling], members: int, together: int, itemsize: int
+    domain: tuple[StormConfig, Tiling], members: int, tiles_per_batch: int, itemsize: int
 ) -> None:
     """From the second evaluation on: in the first the cropped conditions are still coming."""
     c, tiling = domain
     dtype, x = DTYPES[itemsize], state(c, tiling, members)
-    denoise = bind_tiled(Storm(c).to(dtype), condition(c, tiling, members, dtype), tiling, together)
+    denoise = tiled_denoiser(Storm(c).to(dtype), condition(c, tiling, members, dtype), tiling, tiles_per_batch)
     with Live() as live:
         denoise(*x)
         live.peak = 0
         denoise(*x)
-    assert live.peak == cost.peak_tiled(c, tiling, itemsize, members, together)
+    assert live.peak == cost.peak_tiled(c, tiling, itemsize, members, tiles_per_batch)
 
 
 @torch.no_grad()
@@ -363,7 +363,7 @@ def test_count_of_attention_by_any_kernel() -> None:
                 F.scaled_dot_product_attention(q, k, k, attn_mask=masked)
             counts.append(count.total.multiply_adds)
         with Count() as count:
-            attention_reference(q, k, k, masked)
+            attention_by_definition(q, k, k, masked)
         assert [*counts, count.total.multiply_adds] == [2 * 2 * 3 * 4 * 6 * 5] * 3
 
 

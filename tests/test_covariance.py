@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from storm_ref.config import StormConfig
-from storm_ref.denoiser import Condition, Storm, bind, randomise
+from storm_ref.denoiser import Condition, Storm, denoiser, randomise
 from storm_ref.edm import precondition as plain_precondition
 from storm_ref.edm import sample, schedule
 from storm_ref.guidance import Observations, OperatorObservations, pigdm
@@ -16,8 +16,8 @@ from storm_ref.tiling import Tiling
 from storm_ref.tokenisation import region_position
 from storm_ref.workbench.prior.covariance import (
     Covariance,
-    bind_covariance,
     correlation_length,
+    covariance_denoiser,
     distance,
     fit,
     guidance,
@@ -200,8 +200,8 @@ def test_bind_covariance_white_on_one_tile_is_bind(generator: torch.Generator) -
     """[NET-5] with sigma_d = 1."""
     network, condition, x = network_and_condition(generator)
     sigma = torch.full((3,), 1.3).double()
-    got = bind_covariance(network, condition, Tiling.whole((12, 16), False, (2, 2)), white((2, 12, 16)))(x, sigma)
-    torch.testing.assert_close(got, bind(network, condition)(x, sigma), rtol=0, atol=1e-12)
+    got = covariance_denoiser(network, condition, Tiling.whole((12, 16), False, (2, 2)), white((2, 12, 16)))(x, sigma)
+    torch.testing.assert_close(got, denoiser(network, condition)(x, sigma), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -212,13 +212,14 @@ def test_bind_covariance_blends_what_the_network_adds(generator: torch.Generator
     cut = Tiling.of((12, 16), (6, 8), (2, 2), (2, 2), False, (2, 2))
     sigma = torch.full((3,), 0.8).double()
     whole, tiles = (
-        bind_covariance(network, condition, t, prior)(x, sigma) for t in (Tiling.whole((12, 16), False, (2, 2)), cut)
+        covariance_denoiser(network, condition, t, prior)(x, sigma)
+        for t in (Tiling.whole((12, 16), False, (2, 2)), cut)
     )
     assert (whole - tiles).abs().max() > 1e-3
     for weight in network.final.parameters():
         weight.zero_()
     network.final_adaptive.weight.zero_()
-    got = bind_covariance(network, condition, cut, prior)(x, sigma)
+    got = covariance_denoiser(network, condition, cut, prior)(x, sigma)
     torch.testing.assert_close(got, gaussian(prior)(x, sigma), rtol=0, atol=1e-12)
 
 

@@ -457,7 +457,7 @@ def test_read_pad_rows_of_a_globe(file: Path) -> None:
 
 def test_read_invalid_padding_beyond_the_pole(file: Path) -> None:
     path = _save(_grid([90.0, 0.0, -90.0], np.arange(0, 360, 10)), file)
-    _refused(path, "padding would reach latitude -180, beyond the pole: pass fit=\"crop\"", patch=(2, 2), fit="pad")
+    _refused(path, 'padding would reach latitude -180, beyond the pole: pass fit="crop"', patch=(2, 2), fit="pad")
     assert read(path, patch=(2, 2), fit="crop").latitude.tolist() == [90, 0]
 
 

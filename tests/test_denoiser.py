@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storm_ref.config import tiny
-from storm_ref.denoiser import Storm, bind, count_weights, randomise
+from storm_ref.denoiser import Storm, count_weights, denoiser, randomise
 
 # Noise embedding
 
@@ -74,7 +74,7 @@ def test_reset_is_no_network() -> None:
 def test_bind_memory_serves_all_noise_levels() -> None:
     """[NET-5] one condition, many x and sigma: D of a sample is what it is alone."""
     case = world()
-    denoise = bind(case.network, replace(case.condition(), static=case.static[:1], memory=case.memory()[:1]))
+    denoise = denoiser(case.network, replace(case.condition(), static=case.static[:1], memory=case.memory()[:1]))
     x, sigma = checks.normal(4, 2, 6, 15, seed=9), torch.tensor([0.01, 0.5, 3.0, 80.0], dtype=torch.float64)
     with torch.no_grad():
         together = denoise(x, sigma)
@@ -196,7 +196,7 @@ def test_storm_invalid_shapes(unchecked: None) -> None:
 def test_bind_invalid_sigma(sigma: float) -> None:
     """[NET-5]"""
     case = world()
-    denoise = bind(case.network, case.condition())
+    denoise = denoiser(case.network, case.condition())
     checks.refuses(lambda: denoise(case.x, torch.tensor([1.0, sigma], dtype=torch.float64)), "sigma", str(sigma))
 
 

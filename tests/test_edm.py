@@ -30,7 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storm_ref.denoiser import bind
+from storm_ref.denoiser import denoiser
 from storm_ref.edm import (
     Churn,
     NotFiniteError,
@@ -346,11 +346,11 @@ def test_sample_is_float64_around_a_float32_network() -> None:
     w = world((4, 8), True)
     z = normal(2, 2, 4, 8, seed=4)
     sigmas = schedule(6)
-    want = sample(bind(w.network, w.condition), z, sigmas)
+    want = sample(denoiser(w.network, w.condition), z, sigmas)
     seen: list[torch.dtype] = []
     hook = w.network.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
     c = w.condition
-    single = bind(w.network.float(), replace(c, static=c.static.float(), memory=c.memory.float()))
+    single = denoiser(w.network.float(), replace(c, static=c.static.float(), memory=c.memory.float()))
     got = sample(single, z.float(), sigmas)
     hook.remove()
     assert set(seen) == {torch.float32} and got.dtype == torch.float64

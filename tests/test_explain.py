@@ -15,8 +15,8 @@ from conformance.adapters.numpy import network as numpy_network
 from conformance.adapters.numpy.port import adapter as numpy_adapter
 from conformance.adapters.reference import Reference
 from conformance.authoring.traceability import code_places, requirements
-from conformance.explain.command import draw_error
 from conformance.explain import likely_mutants as suspects
+from conformance.explain.command import draw_error
 from conformance.explain.likely_mutants import LineUp, answer, distance
 from conformance.explain.stages import axis_names, by_axis, free_running, looks_like, probe_names, stages
 from conformance.judging.case import Case

@@ -10,12 +10,12 @@ import torch
 from checks_sampling import EPS, NETWORK, naive_cone, normal
 from torch import Tensor
 
-from storm_ref.denoiser import bind
+from storm_ref.denoiser import denoiser
 from storm_ref.edm import sample, schedule
 from storm_ref.experiments import fidelity
 from storm_ref.experiments.fidelity import Sizes, Subject, tiling_of
-from storm_ref.tiling import Axis, Tiling, bind_tiled, extents
-from storm_ref.workbench.prior.covariance import Covariance, bind_covariance
+from storm_ref.tiling import Axis, Tiling, extents, tiled_denoiser
+from storm_ref.workbench.prior.covariance import Covariance, covariance_denoiser
 from storm_ref.workbench.prior.model import load
 
 WEIGHTS = Path(__file__).parents[1] / "tiny_data" / "storm_tiny.safetensors"
@@ -46,8 +46,8 @@ def test_by_is_the_tiled_denoiser() -> None:
     s, tiling = small(), tiling_of(small(), 2, 1)
     x, sigma = normal(1, 2, 4, 8), torch.tensor([2.0], dtype=torch.float64)
     for got, want in (
-        (s.by(tiling), bind_tiled(s.network, s.condition, tiling)),
-        (s.whole(), bind(s.network, s.condition)),
+        (s.by(tiling), tiled_denoiser(s.network, s.condition, tiling)),
+        (s.whole(), denoiser(s.network, s.condition)),
     ):
         assert (got(x, sigma) - want(x, sigma)).abs().max() <= NETWORK * x.abs().max()
     assert (s.off()(x, sigma) - x / 5).abs().max() <= 4 * EPS * x.abs().max()
@@ -95,7 +95,7 @@ def test_error_by_halo_takes_every_blend_as_the_operator_has_it() -> None:
     x, sigma = fidelity._noisy(s, 2.0, seeded(1))
     found = []
     for blend in (0, 1):
-        exact = bind_covariance(s.network, s.condition, tiling_of(s, 2, blend), s.covariance)(x, sigma)
+        exact = covariance_denoiser(s.network, s.condition, tiling_of(s, 2, blend), s.covariance)(x, sigma)
         found.append(float((exact - s.whole()(x, sigma)).square().mean().sqrt()))
     records = fidelity.error_by_halo(s, [2], [2.0], seeded(1))
     assert [r["absolute"] for r in records] == pytest.approx(found, rel=1e-9)
@@ -217,7 +217,7 @@ def test_cone_value() -> None:
     x = (levels[0] * torch.randn(1, 2, 4, 8, generator=seeded(1), dtype=torch.float64)).requires_grad_()
     out: Tensor = x
     for now, after in pairwise(levels):
-        d = bind_tiled(s.network, s.condition, tiling)(out, torch.tensor([now], dtype=torch.float64))
+        d = tiled_denoiser(s.network, s.condition, tiling)(out, torch.tensor([now], dtype=torch.float64))
         out = out + (after - now) * (out - d) / now
     (back,) = torch.autograd.grad(out[0, 0, 1, 1], x)
     want = (levels[0] * back[0]).abs().amax(0).reshape(2, 2, 4, 2).amax((1, 3))
@@ -228,7 +228,7 @@ def test_cone_value() -> None:
 
 
 def test_coarse_gains_everything_with_a_block_a_token() -> None:
-    records = fidelity.coarse(small(), [0, 1], [2.0], (4, 8), seeded(1), 2, 2)
+    records = fidelity.public(small(), [0, 1], [2.0], (4, 8), seeded(1), 2, 2)
     assert [r["sigma"] for r in records] == [2.0, None, 2.0, None]
     assert all(r["coarse"] <= SAMPLED < r["tiled"] and r["gain"] > 0.99 for r in records)
     assert all(r["coarse_cost"] > r["tiled_cost"] for r in records)

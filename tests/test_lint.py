@@ -19,7 +19,7 @@ CASES, LAWS = load_cases(), all_laws()
 
 
 def test_suite_is_in_order() -> None:
-    """As `python -m conformance lint`: vectors, manifest, hunts, operations, profiles, TRACEABILITY.md."""
+    """As `python -m conformance lint`: vectors, manifest, targets, operations, profiles, TRACEABILITY.md."""
     assert problems(CASES, LAWS, all_recipes()) == []
 
 
@@ -83,6 +83,6 @@ def test_problems_finds_a_changed_recipe_and_an_unknown_hunt() -> None:
 
     fewer = {name: drafts[1:] for name, drafts in all_recipes().items()}
     assert any("not of these recipes" in line for line in problems(CASES, LAWS, fewer))
-    hunting = [replace(CASES[0], hunts=("nobody",)), *CASES[1:]]
+    hunting = [replace(CASES[0], targets=("nobody",)), *CASES[1:]]
     assert "nobody is hunted and not in the catalogue" in problems(hunting, LAWS, all_recipes())
     assert any("used twice" in line for line in problems([*CASES, CASES[0]], LAWS, all_recipes()))

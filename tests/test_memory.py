@@ -7,7 +7,7 @@ from checks_network import generic, normal, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storm_ref.memory import TemporalMemory, memory_finish, memory_reference, memory_start, memory_update
+from storm_ref.memory import TemporalMemory, memory_by_definition, memory_finish, memory_start, memory_update
 
 
 def test_scores_and_values_value() -> None:
@@ -81,7 +81,7 @@ def test_memory_gradients_equal_reference() -> None:
     """[MEM-3] training sees the softmax: gradients of the streamed form equal those of the plain one."""
     score, value = normal(1, 5, 2, 2).requires_grad_(), normal(1, 5, 2, 2, 3, seed=1).requires_grad_()
     target = normal(1, 2, 2, 3, seed=2)
-    want = torch.autograd.grad((memory_reference(score, value) * target).sum(), (score, value))
+    want = torch.autograd.grad((memory_by_definition(score, value) * target).sum(), (score, value))
     state = memory_start(value)
     for s, v in zip(score.split(2, 1), value.split(2, 1), strict=True):
         state = memory_update(state, s, v)
@@ -112,7 +112,9 @@ def test_memory_state_size_independent_of_frames(frames: int) -> None:
         state = memory.update(state, chunk)
     assert state is not None
     assert {name: tuple(t.shape) for name, t in vars(state).items()} == {
-        "maximum": (1, 3, 2), "denominator": (1, 3, 2), "accumulator": (1, 3, 2, 4),
+        "maximum": (1, 3, 2),
+        "denominator": (1, 3, 2),
+        "accumulator": (1, 3, 2, 4),
     }
 
 

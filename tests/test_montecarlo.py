@@ -81,9 +81,7 @@ class Sums:
     def describe(self) -> Info:
         return Info("sums", "1", frozenset({"attention"}))
 
-    def run(
-        self, op: str, inputs: dict[str, Any], params: dict[str, Any], probes: Sequence[str]
-    ) -> Mapping[str, Any]:
+    def run(self, op: str, inputs: dict[str, Any], params: dict[str, Any], probes: Sequence[str]) -> Mapping[str, Any]:
         q = torch.from_numpy(inputs["q"]).to(getattr(torch, params["dtype"]))
         y = (q * q).sum(-1)
         return {"y": y.double().numpy()} | {f"probe.{name}": (q * q).double().numpy() for name in probes}

@@ -44,7 +44,18 @@ from torch import Tensor
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Churn, Denoise, draw_sigma, edm_loss, precondition, schedule
 from storm_ref.guidance import Observations, mmps
-from storm_ref.tiling import Axis, LocalDenoise, Tile, Tiling, bind_tiled, cores, extents, tiled, tiles, weights
+from storm_ref.tiling import (
+    Axis,
+    LocalDenoise,
+    Tile,
+    Tiling,
+    blend_tiles,
+    cores,
+    extents,
+    tiled_denoiser,
+    tiles,
+    weights,
+)
 
 NONE = ""
 
@@ -167,7 +178,7 @@ def test_partition_faults(fault: str) -> None:
     refused(fault, lambda: [check_partition(a, lambda axis: faulty_weights(axis, fault)) for a in AXES])
 
 
-def faulty_tiled(local: LocalDenoise, tiling: Tiling, together: int, fault: str) -> Denoise:
+def faulty_tiled(local: LocalDenoise, tiling: Tiling, tiles_per_batch: int, fault: str) -> Denoise:
     made = tiles(tiling)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -222,8 +233,10 @@ def test_tiled_faults(fault: str) -> None:
     refused(fault, lambda: [check_tiled(t, lambda *a: faulty_tiled(*a, fault)) for t in OPERATOR_TILINGS])
 
 
-def faulty_bind_tiled(network: Storm, condition: Condition, tiling: Tiling, together: int, fault: str) -> Denoise:
-    """bind_tiled with a condition that is cropped or stacked wrongly."""
+def faulty_bind_tiled(
+    network: Storm, condition: Condition, tiling: Tiling, tiles_per_batch: int, fault: str
+) -> Denoise:
+    """tiled_denoiser with a condition that is cropped or stacked wrongly."""
     patch, dtype = network.config.patch, network.final.weight.dtype
 
     def crop(tile: Tile) -> Condition:
@@ -253,7 +266,7 @@ def faulty_bind_tiled(network: Storm, condition: Condition, tiling: Tiling, toge
             sigma = sigma[:1].expand(len(sigma))
         return precondition(lambda c, s: network(c, s, stacked), z, sigma, network.config.sigma_data, dtype)
 
-    return tiled(local, tiling, together)
+    return blend_tiles(local, tiling, tiles_per_batch)
 
 
 @faults(
@@ -271,7 +284,7 @@ def test_bind_tiled_faults(fault: str) -> None:
 
 
 def test_bind_tiled_passes_the_same_check() -> None:
-    check_bind_tiled(NETWORK_TILINGS[0], bind_tiled)
+    check_bind_tiled(NETWORK_TILINGS[0], tiled_denoiser)
     check_extents(AXES[1], extents)
 
 

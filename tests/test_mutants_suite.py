@@ -77,8 +77,8 @@ def test_catalogue_requirements_exist() -> None:
 
 
 def test_hunts_name_mutants(found: list[Subject]) -> None:
-    """What a case or law says that it hunts is in the catalogue."""
-    assert {hunted for subject in found for hunted in subject.hunts} - set(MUTANTS) == set()
+    """What a case or law says that it targets is in the catalogue."""
+    assert {hunted for subject in found for hunted in subject.targets} - set(MUTANTS) == set()
 
 
 def test_mutants_can_be_made() -> None:
@@ -169,8 +169,8 @@ def finding(name: str, dtype: str, *failed: str) -> Finding:
 
 
 def test_summary_counts_only_what_dies_in_every_dtype(found: list[Subject]) -> None:
-    coarse = next(s.id for s in found if s.coarse)
-    fine = next(s.id for s in found if not s.coarse)
+    coarse = next(s.id for s in found if s.public)
+    fine = next(s.id for s in found if not s.public)
     mutants = [Mutant(name, "a fault", "edm", ("EDM-1",), ()) for name in ("both", "one", "none")]
     findings = [
         finding("both", "float64", fine, coarse),

@@ -1,6 +1,6 @@
 """Out of core: bit for bit the tiled denoiser in memory, through interruptions and damage, in bounded memory.
 
-The oracle is `bind_tiled` on whole tensors, and `Storm.compress`."""
+The oracle is `tiled_denoiser` on whole tensors, and `Storm.compress`."""
 
 import gc
 import json
@@ -29,7 +29,7 @@ from torch import Tensor
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm, randomise
 from storm_ref.experiments.out_of_core import Domain, compress, create, denoise, open_array
-from storm_ref.tiling import Axis, Tile, Tiling, bind_tiled, tiles
+from storm_ref.tiling import Axis, Tile, Tiling, tiled_denoiser, tiles
 from storm_ref.tokenisation import latitude_position, region_position, sphere_position
 
 CONFIG = StormConfig(2, 1, (2, 2), width=8, heads=2, depth=1, mlp_ratio=2, position_octaves=2, noise_features=4)
@@ -64,10 +64,10 @@ class World:
     latitude: Tensor
     longitude: Tensor
 
-    def want(self, tiling: Tiling, together: int, sigma: float = SIGMA) -> Tensor:
+    def want(self, tiling: Tiling, tiles_per_batch: int, sigma: float = SIGMA) -> Tensor:
         with torch.no_grad():
             level = torch.tensor([sigma], dtype=torch.float64)
-            return bind_tiled(self.network, self.condition, tiling, together)(self.x[None], level)[0]
+            return tiled_denoiser(self.network, self.condition, tiling, tiles_per_batch)(self.x[None], level)[0]
 
 
 def world(
@@ -114,8 +114,10 @@ class OnDisk:
     out: Any
     run: Path
 
-    def denoise(self, tiling: Tiling = TILING, together: int = TOGETHER, sigma: float = SIGMA, **other: Any) -> Tensor:
-        denoise(self.world.network, self.domain, sigma, tiling, self.out, self.run, together, **other)
+    def denoise(
+        self, tiling: Tiling = TILING, tiles_per_batch: int = TOGETHER, sigma: float = SIGMA, **other: Any
+    ) -> Tensor:
+        denoise(self.world.network, self.domain, sigma, tiling, self.out, self.run, tiles_per_batch, **other)
         return torch.from_numpy(np.array(self.out[...], np.dtype(self.out.dtype).newbyteorder("=")))
 
 
@@ -167,7 +169,7 @@ def axes(draw: st.DrawFn, patch: int, periodic: bool) -> Axis:
 
 
 @given(st.data(), st.integers(1, 4), st.sampled_from(["memmap", "zarr", "foreign"]), st.booleans())
-def test_denoise_equals_bind_tiled(data: st.DataObject, together: int, kind: str, periodic: bool) -> None:
+def test_denoise_equals_bind_tiled(data: st.DataObject, tiles_per_batch: int, kind: str, periodic: bool) -> None:
     """Bit for bit on any tiling, in both dtypes of the network and of the state, on every kind of array."""
     patch = (data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2)))
     tiling = Tiling(data.draw(axes(patch[0], False)), data.draw(axes(patch[1], periodic)))
@@ -177,16 +179,16 @@ def test_denoise_equals_bind_tiled(data: st.DataObject, together: int, kind: str
     with TemporaryDirectory() as folder:
         disk = on_disk(Path(folder), w, kind)
         with evaluations(w.network) as seen:
-            got = disk.denoise(tiling, together)
+            got = disk.denoise(tiling, tiles_per_batch)
         with evaluations(w.network) as in_memory:
-            assert torch.equal(got, w.want(tiling, together))
+            assert torch.equal(got, w.want(tiling, tiles_per_batch))
         assert len(seen) == len(in_memory) and not any(disk.run.iterdir())
 
 
-@pytest.mark.parametrize("together", [1, 2, 3, 16])
-def test_denoise_equals_bind_tiled_on_the_table(disk: OnDisk, together: int) -> None:
+@pytest.mark.parametrize("tiles_per_batch", [1, 2, 3, 16])
+def test_denoise_equals_bind_tiled_on_the_table(disk: OnDisk, tiles_per_batch: int) -> None:
     """Corners of four tiles, where the order of adding shows, in batches that cut rows of tiles anywhere."""
-    assert torch.equal(disk.denoise(together=together), disk.world.want(TILING, together))
+    assert torch.equal(disk.denoise(tiles_per_batch=tiles_per_batch), disk.world.want(TILING, tiles_per_batch))
 
 
 @pytest.mark.parametrize(
@@ -464,13 +466,13 @@ def other_state(disk: OnDisk) -> OnDisk:
     ("change", "arguments", "message"),
     [
         (lambda d: d, {"sigma": 0.8}, r"sigma 0\.7, now 0\.8"),
-        (lambda d: d, {"together": 3}, "together 2, now 3"),
+        (lambda d: d, {"tiles_per_batch": 3}, "tiles_per_batch 2, now 3"),
         (lambda d: d, {"tiling": replace(TILING, x=replace(TILING.x, blend=0))}, "tiling .*'blend': 2.* now .*: 0"),
         (changed_weights, {}, "weights"),
         (lambda d: moved(d, 1.0), {}, "coordinates"),
         (other_state, {}, "state"),
     ],
-    ids=["sigma", "together", "tiling", "weights", "coordinates", "state"],
+    ids=["sigma", "tiles_per_batch", "tiling", "weights", "coordinates", "state"],
 )
 def test_denoise_invalid_folder_of_another_run(
     disk: OnDisk, change: Callable[[OnDisk], OnDisk], arguments: dict[str, Any], message: str
@@ -527,8 +529,8 @@ def test_denoise_invalid_sigma(disk: OnDisk, sigma: float) -> None:
 
 
 def test_denoise_invalid_settings(disk: OnDisk) -> None:
-    with pytest.raises(ValueError, match="together = 0"):
-        disk.denoise(together=0)
+    with pytest.raises(ValueError, match="tiles_per_batch = 0"):
+        disk.denoise(tiles_per_batch=0)
     with pytest.raises(ValueError, match=r"grid of \(14, 16\) but the tiling is for \(16, 16\)"):
         disk.denoise(Tiling(Axis(16, 4, patch=2), Axis(16, 4, patch=2)))
     with pytest.raises(ValueError, match=r"patch 2 must divide length, core and halo of .*halo=1"):

@@ -108,7 +108,9 @@ def problems(draw: st.DrawFn, pool: list[Mesh] = MESHES) -> tuple[Problem, Mesh]
         frames=draw(st.integers(1, 3)),
         chunk=draw(st.sampled_from([1, 2, 16])),
         window=draw(st.sampled_from([None, None, 1])),
-        together=draw(st.sampled_from([1, 2, 16] if mesh.tp == 1 else [4, 16])),  # a batch's blocks send 3 messages
+        tiles_per_batch=draw(
+            st.sampled_from([1, 2, 16] if mesh.tp == 1 else [4, 16])
+        ),  # a batch's blocks send 3 messages
         dtype=draw(st.sampled_from([torch.float64, torch.float64, torch.float32])),
         recomputed=draw(st.booleans()),
         seed=draw(st.integers(0, 1000)),
@@ -237,7 +239,7 @@ def test_evaluate_equals_serial(
     expected = serial(problem)
     assert found.keys() == expected.keys()
     judge(problem, found, expected)
-    if mesh.tp == mesh.data == 1 and problem.together == 1 and whole_memory:
+    if mesh.tp == mesh.data == 1 and problem.tiles_per_batch == 1 and whole_memory:
         assert torch.equal(found["y"], expected["y"])
 
 
@@ -293,7 +295,7 @@ def test_members_equal_serial(pools: Pools, mesh: str, guide: str) -> None:
 def test_members_have_the_serial_bits(pools: Pools, mesh: str) -> None:
     """[PAR-10] [PAR-18]: tiles and members one at a time, as the serial run has them."""
     world = Mesh.parse(mesh)
-    problem = replace(GUIDED, together=1, batch=1, samples=world.data)
+    problem = replace(GUIDED, tiles_per_batch=1, batch=1, samples=world.data)
     found = agreed(pools(world.size).run(work.members, problem, world, "none"))
     assert torch.equal(found["members"], work.serial_members(problem, "none"))
 
@@ -307,7 +309,7 @@ def test_evaluate_has_the_serial_bits(pools: Pools, tile: int, dtype: torch.dtyp
     """
     uneven = Tiling(Axis(14, 4, 4, 2, False, 2), Axis(12, 4, 4, 2, False, 2))  # 12 tiles of six shapes
     for tiling in (TILING, uneven):
-        problem = Problem(tiling, samples=2, together=1, dtype=dtype, seed=2)
+        problem = Problem(tiling, samples=2, tiles_per_batch=1, dtype=dtype, seed=2)
         found = agreed(pools(tile).run(work.evaluate, problem, Mesh(tile=tile), True))
         assert torch.equal(found["y"], work.serial(problem)["y"])
 
@@ -386,7 +388,7 @@ def test_tiles_invalid_in_words(pools: Pools) -> None:
     assert len({tuple(words) for words in said}) == 1
     few, none = said[0]
     assert few == "tile=4 ranks for 1 tiles leaves some idle: use fewer, or smaller tiles"
-    assert none == "at least one tile must be evaluated at a time, got together = 0"
+    assert none == "at least one tile must be evaluated at a time, got tiles_per_batch = 0"
 
 
 # Ensembles

@@ -89,7 +89,7 @@ def test_parallel_cases_use_every_axis_alone_and_together() -> None:
 def test_parallel_expected_values_are_serial() -> None:
     """[PAR-9] to [PAR-18] No rank has a part in them: the chapters before give them again."""
     for recipe in recipes():
-        if recipe.neighbour is None and recipe.expected is None:
+        if recipe.valid_counterpart is None and recipe.expected is None:
             case = CASES[recipe.id.split("/")[1]]
             got = Serial().run(case.op, dict(case.inputs), {**case.params, "dtype": "float64"}, ())
             measured, _ = measure(case, dict(got), "float64")
@@ -363,8 +363,8 @@ def test_parallel_mutant_that_hangs_ends(unchecked: None, monkeypatch: pytest.Mo
     case = CASES["refuses-divergence"]
     outcome = judge(port, case)
     assert outcome.verdict == "error" and "RankError: rank 1 hung" in outcome.detail
-    assert case.neighbour is not None
-    assert port.call(case.op, *case.neighbour)["samples"].shape == (2, 1, 4, 12)
+    assert case.valid_counterpart is not None
+    assert port.call(case.op, *case.valid_counterpart)["samples"].shape == (2, 1, 4, 12)
 
 
 @pytest.mark.distributed

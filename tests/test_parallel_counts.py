@@ -22,7 +22,7 @@ TILING = Tiling(Axis(10, 4, 2, 2, False, 2), Axis(12, 4, 2, 2, True, 2))
 FIXED = Problem(TILING, samples=9, frames=3, chunk=2, dtype=torch.float32, seed=4)
 ROW = replace(FIXED, tiling=Tiling(Axis(4, 4, patch=2), Axis(36, 4, 2, 2, True, 2)), depth=1)  # with few messages
 OTHERS = {
-    "two at a time": replace(FIXED, together=2),
+    "two at a time": replace(FIXED, tiles_per_batch=2),
     "closed, short last tile": replace(FIXED, tiling=Tiling(Axis(4, 4, patch=1), Axis(14, 3, 4, 1, False, 1))),
     "one across, no halo": replace(
         FIXED, tiling=Tiling(Axis(8, 2, 0, 0, False, 1), Axis(6, 6, periodic=True, patch=1)), chunk=16
@@ -36,10 +36,10 @@ def expected(problem: Problem, mesh: Mesh, rank: int, name: str) -> list[Ledger]
     size = 8 if problem.dtype == torch.float64 else 4
     what, _, how = name.partition(", ")
     if what == "step":
-        frames = problem.samples, problem.frames, problem.chunk, problem.together, size
+        frames = problem.samples, problem.frames, problem.chunk, problem.tiles_per_batch, size
         recomputed = how == "recomputed"
         return [cost.step_traffic(problem.config, problem.tiling, mesh, rank, *frames, recomputed=recomputed)]
-    some, backward = (problem.samples, problem.together, size), what == "product"
+    some, backward = (problem.samples, problem.tiles_per_batch, size), what == "product"
     once = cost.evaluation_traffic(
         problem.config, problem.tiling, mesh, rank, *some, backward=backward, kept=how == "kept"
     )
@@ -104,7 +104,7 @@ def test_traffic_adds() -> None:
 
 
 def test_traffic_of_one_rank_is_none() -> None:
-    some = FIXED.samples, FIXED.together, 4
+    some = FIXED.samples, FIXED.tiles_per_batch, 4
     assert cost.evaluation_traffic(FIXED.config, TILING, Mesh(), 0, *some, backward=True) == {}
     assert cost.step_traffic(FIXED.config, TILING, Mesh(), 0, FIXED.samples, 3, 2, 2, 4) == {}
 

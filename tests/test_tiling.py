@@ -31,18 +31,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storm_ref.denoiser import bind
+from storm_ref.denoiser import denoiser
 from storm_ref.edm import euler_sample, sample
 from storm_ref.tiling import (
     Axis,
     Tile,
     Tiling,
-    bind_tiled,
+    blend_tiles,
     cores,
     extents,
     overhead,
     seam_bound,
-    tiled,
+    tiled_denoiser,
     tiles,
     weights,
 )
@@ -193,9 +193,9 @@ def test_tiling_of_makes_one_tile_of_a_short_axis() -> None:
 
 @given(tilings(), st.integers(1, 5))
 @settings(max_examples=25)
-def test_tiled_value(tiling: Tiling, together: int) -> None:
+def test_tiled_value(tiling: Tiling, tiles_per_batch: int) -> None:
     """[TILE-6]"""
-    check_tiled(tiling, tiled, together)
+    check_tiled(tiling, tiled, tiles_per_batch)
 
 
 @given(tilings(), st.integers(-9, 9))
@@ -203,8 +203,8 @@ def test_tiled_keeps_constants_and_identity(tiling: Tiling, constant: int) -> No
     """[TILE-5] [TILE-8] the identity and a constant, to rounding in seams and exactly where one tile has all the
     weight."""
     x = integers(2, 1, tiling.y.length, tiling.x.length)
-    same = tiled(lambda z, s, t: z, tiling)(x, ones(x))
-    flat = tiled(lambda z, s, t: torch.full_like(z, constant), tiling)(x, ones(x))
+    same = blend_tiles(lambda z, s, t: z, tiling)(x, ones(x))
+    flat = blend_tiles(lambda z, s, t: torch.full_like(z, constant), tiling)(x, ones(x))
     assert (same - x).abs().max() <= 16 * EPS * 8
     assert (flat - constant).abs().max() <= 16 * EPS * abs(constant)
     single = torch.zeros(tiling.y.length, tiling.x.length, dtype=torch.bool)
@@ -224,18 +224,20 @@ def test_tiled_is_linear_in_the_denoiser(tiling: Tiling, a: int, b: int) -> None
     def other(z: Tensor, s: Tensor, batch: Sequence[Tile]) -> Tensor:
         return z.cumsum(-1)
 
-    both = tiled(lambda z, s, t: a * local_mixing(z, s, t) + b * other(z, s, t), tiling)(x, ones(x))
-    apart = a * tiled(local_mixing, tiling)(x, ones(x)) + b * tiled(other, tiling)(x, ones(x))
+    both = blend_tiles(lambda z, s, t: a * local_mixing(z, s, t) + b * other(z, s, t), tiling)(x, ones(x))
+    apart = a * blend_tiles(local_mixing, tiling)(x, ones(x)) + b * blend_tiles(other, tiling)(x, ones(x))
     size = 10 * (x.abs().sum((-2, -1)).max().item() + 150 * 8)
     assert (both - apart).abs().max() <= 16 * EPS * size
 
 
 @given(tilings(), st.integers(1, 40))
 @settings(max_examples=20)
-def test_tiled_batching_is_irrelevant(tiling: Tiling, together: int) -> None:
+def test_tiled_batching_is_irrelevant(tiling: Tiling, tiles_per_batch: int) -> None:
     """[TILE-6] how many tiles are evaluated together: bit for bit, because tiles are blended in the same order."""
     x = normal(2, 2, tiling.y.length, tiling.x.length)
-    assert torch.equal(tiled(local_mixing, tiling, together)(x, ones(x)), tiled(local_mixing, tiling, 1)(x, ones(x)))
+    assert torch.equal(
+        blend_tiles(local_mixing, tiling, tiles_per_batch)(x, ones(x)), blend_tiles(local_mixing, tiling, 1)(x, ones(x))
+    )
 
 
 def test_tiled_order_of_tiles_is_irrelevant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,12 +247,12 @@ def test_tiled_order_of_tiles_is_irrelevant(monkeypatch: pytest.MonkeyPatch) -> 
         (Tiling(Axis(8, 4, 2, 2), Axis(12, 4, 4, 2, periodic=True)), 16 * EPS * 4000),
     ):
         x = integers(2, 2, 8, 12)
-        want = tiled(local_mixing, tiling)(x, ones(x))
+        want = blend_tiles(local_mixing, tiling)(x, ones(x))
         for order in ([5, 4, 3, 2, 1, 0], [2, 5, 0, 3, 1, 4]):
             with monkeypatch.context() as patch:
                 made = tiles(tiling)
                 patch.setattr("storm_ref.tiling.tiles", lambda _, made=made, order=order: [made[i] for i in order])
-                got = tiled(local_mixing, tiling, 2)(x, ones(x))
+                got = blend_tiles(local_mixing, tiling, 2)(x, ones(x))
             assert (got - want).abs().max() <= bound
 
 
@@ -262,26 +264,26 @@ def test_tiled_keeps_members_apart() -> None:
     def local(z: Tensor, s: Tensor, batch: Sequence[Tile]) -> Tensor:
         return z * s[:, None, None, None] + z.mean((1, 2, 3), keepdim=True)
 
-    alone = torch.cat([tiled(local, tiling)(x[m : m + 1], sigma[m : m + 1]) for m in range(3)])
-    assert (tiled(local, tiling)(x, sigma) - alone).abs().max() <= 16 * EPS * alone.abs().max()
+    alone = torch.cat([blend_tiles(local, tiling)(x[m : m + 1], sigma[m : m + 1]) for m in range(3)])
+    assert (blend_tiles(local, tiling)(x, sigma) - alone).abs().max() <= 16 * EPS * alone.abs().max()
 
 
 def test_tiled_invalid_grid() -> None:
-    denoise = tiled(lambda z, s, t: z, Tiling(Axis(8, 4), Axis(12, 4)))
+    denoise = blend_tiles(lambda z, s, t: z, Tiling(Axis(8, 4), Axis(12, 4)))
     with pytest.raises(ValueError, match=r"\(12, 8\) but the tiling is for \(8, 12\)"):
         denoise(torch.zeros(1, 1, 12, 8), torch.ones(1))
 
 
 def test_tiled_invalid_together() -> None:
-    with pytest.raises(ValueError, match="together = 0"):
-        tiled(lambda z, s, t: z, Tiling(Axis(8, 4), Axis(12, 4)), 0)
+    with pytest.raises(ValueError, match="tiles_per_batch = 0"):
+        blend_tiles(lambda z, s, t: z, Tiling(Axis(8, 4), Axis(12, 4)), 0)
 
 
 def test_tiled_has_a_gradient() -> None:
     """[TILE-6] the transpose of T, which guidance needs: <v, T x> = <T^T v, x> for a linear D."""
     tiling = Tiling(Axis(8, 4, 2, 1), Axis(12, 4, 4, 2, periodic=True))
     x, v = normal(1, 2, 8, 12).requires_grad_(), normal(1, 2, 8, 12, seed=1)
-    out = tiled(lambda z, s, t: z.cumsum(-1) + z.sum(-2, keepdim=True), tiling)(x, ones(x))
+    out = blend_tiles(lambda z, s, t: z.cumsum(-1) + z.sum(-2, keepdim=True), tiling)(x, ones(x))
     (back,) = torch.autograd.grad(out, x, v)
     assert abs((out * v).sum().item() - (back * x).sum().item()) <= 1e3 * EPS * out.detach().abs().max().item()
 
@@ -292,7 +294,7 @@ def test_tiled_has_a_gradient() -> None:
 @pytest.mark.parametrize("tiling", NETWORK_TILINGS, ids=str)
 def test_bind_tiled_value(tiling: Tiling) -> None:
     """[TILE-6] the real network with generic weights, tile by tile, absolute positions."""
-    check_bind_tiled(tiling, bind_tiled)
+    check_bind_tiled(tiling, tiled_denoiser)
 
 
 def test_bind_tiled_serves_another_number_of_members() -> None:
@@ -300,7 +302,7 @@ def test_bind_tiled_serves_another_number_of_members() -> None:
     tiling = NETWORK_TILINGS[0]
     w = world((8, 12), True)
     shared = replace(w.condition, static=w.condition.static[:1], memory=w.condition.memory[:1])
-    denoise = bind_tiled(w.network, shared, tiling)
+    denoise = tiled_denoiser(w.network, shared, tiling)
     both, first = denoise(w.x, w.sigma), denoise(w.x[:1], w.sigma[:1])
     again = denoise(w.x, w.sigma)
     assert torch.equal(both, again)
@@ -309,8 +311,8 @@ def test_bind_tiled_serves_another_number_of_members() -> None:
 
 def untiled_gap(w: World, tiling: Tiling) -> float:
     """Largest difference between the tiled and the untiled denoiser, in units of the largest untiled value."""
-    want = bind(w.network, w.condition)(w.x, w.sigma)
-    got = bind_tiled(w.network, w.condition, tiling)(w.x, w.sigma)
+    want = denoiser(w.network, w.condition)(w.x, w.sigma)
+    got = tiled_denoiser(w.network, w.condition, tiling)(w.x, w.sigma)
     return ((got - want).abs().max() / want.abs().max()).item()
 
 
@@ -380,7 +382,7 @@ def test_pointwise_denoiser_equals_untiled(tiling: Tiling) -> None:
 
     want = point(x, ones(x), [])
     bound = 0.0 if tiling.y.blend == tiling.x.blend == 0 else 16 * EPS * 256
-    assert (tiled(point, tiling)(x, ones(x)) - want).abs().max() <= bound
+    assert (blend_tiles(point, tiling)(x, ones(x)) - want).abs().max() <= bound
 
 
 def rolled(w: World, shift: int) -> World:
@@ -396,16 +398,16 @@ def test_longitude_shifts_by_cores_commute(window: int | None) -> None:
     """[TILE-6] latitude-only positions: turning the globe by c points turns the answer; by one patch it does not."""
     w = world((8, 12), True, "latitude", config=replace(CONFIG, window=window))
     tiling = Tiling(Axis(8, 4, 2, 2, patch=2), Axis(12, 4, 2, 2, True, 2))
-    want = bind_tiled(w.network, w.condition, tiling)(w.x, w.sigma)
+    want = tiled_denoiser(w.network, w.condition, tiling)(w.x, w.sigma)
     for shift in (4, 8):
         r = rolled(w, shift)
-        got = bind_tiled(r.network, r.condition, tiling)(r.x, r.sigma)
+        got = tiled_denoiser(r.network, r.condition, tiling)(r.x, r.sigma)
         assert (got - want.roll(shift, -1)).abs().max() <= NETWORK * want.abs().max()
     r = rolled(w, 2)
-    got = bind_tiled(r.network, r.condition, tiling)(r.x, r.sigma)
+    got = tiled_denoiser(r.network, r.condition, tiling)(r.x, r.sigma)
     assert (got - want.roll(2, -1)).abs().max() > 1e-5
     r = rolled(replace(w, condition=replace(w.condition, position=world((8, 12), True).condition.position[..., :1])), 4)
-    assert (bind_tiled(r.network, r.condition, tiling)(r.x, r.sigma) - want.roll(4, -1)).abs().max() > 1e-5
+    assert (tiled_denoiser(r.network, r.condition, tiling)(r.x, r.sigma) - want.roll(4, -1)).abs().max() > 1e-5
 
 
 # The cone
@@ -422,7 +424,7 @@ def dense(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
 def test_context_travels_one_tile_an_evaluation(axis: Axis, evaluations: int) -> None:
     """[TILE-9] the support of the Jacobian after so many Euler steps is the cone: all of it and nothing beyond."""
     assume(0 < axis.halo + axis.blend <= axis.core)
-    denoise = tiled(dense, Tiling(Axis(1, 1), axis))
+    denoise = blend_tiles(dense, Tiling(Axis(1, 1), axis))
     sigmas = torch.linspace(2, 0, evaluations + 1, dtype=torch.float64)
     probes = torch.eye(axis.length, dtype=torch.float64)[:, None, None, :]
     out = euler_sample(denoise, probes, sigmas)[:, 0, 0]
@@ -435,7 +437,7 @@ def test_heun_sampler_fills_the_cone_of_its_evaluations(steps: int) -> None:
     axis = Axis(40, 4, 2, 1)
     sigmas = torch.linspace(2, 0, steps + 1, dtype=torch.float64)
     probes = torch.eye(40, dtype=torch.float64)[:, None, None, :]
-    out = sample(tiled(dense, Tiling(Axis(1, 1), axis)), probes, sigmas)[:, 0, 0]
+    out = sample(blend_tiles(dense, Tiling(Axis(1, 1), axis)), probes, sigmas)[:, 0, 0]
     assert support(out) == naive_cone(axis, 2 * steps - 1)
     assert steps == 3 or naive_cone(axis, 2 * steps - 1)[0] != set(range(40))
 
@@ -444,7 +446,7 @@ def test_cone_is_wider_beyond_the_condition() -> None:
     """[TILE-9] the condition h + b <= c is needed: with a longer halo context travels two tiles an evaluation."""
     axis = Axis(40, 4, 6, 1)
     probes = torch.eye(40, dtype=torch.float64)[:, None, None, :]
-    out = euler_sample(tiled(dense, Tiling(Axis(1, 1), axis)), probes, torch.tensor([2.0, 1.0, 0.0]).double())
+    out = euler_sample(blend_tiles(dense, Tiling(Axis(1, 1), axis)), probes, torch.tensor([2.0, 1.0, 0.0]).double())
     reach, cone = support(out[:, 0, 0]), naive_cone(axis, 2)
     assert all(a >= b for a, b in zip(reach, cone, strict=True)) and reach != cone
 
@@ -454,7 +456,7 @@ def test_cone_of_the_network(evaluations: int) -> None:
     """[TILE-9] the real network with dense attention in the tile, both axes at once."""
     y, x = Axis(8, 4, 2, 2, patch=2), Axis(16, 4, 2, 2, True, 2)
     w = world((8, 16), True, batch=1)
-    denoise = bind_tiled(w.network, w.condition, Tiling(y, x))
+    denoise = tiled_denoiser(w.network, w.condition, Tiling(y, x))
 
     def run(z: Tensor) -> Tensor:
         for _ in range(evaluations):

@@ -13,7 +13,7 @@ from storm_ref.denoiser import Condition, randomise
 from storm_ref.edm import precondition_coefficients
 from storm_ref.tiling import Tiling
 from storm_ref.workbench.io.data import calendar
-from storm_ref.workbench.prior.covariance import bind_covariance, output_scale, precondition, white
+from storm_ref.workbench.prior.covariance import covariance_denoiser, output_scale, precondition, white
 from storm_ref.workbench.prior.model import Model, write_tensors
 from storm_ref.workbench.run import training
 from storm_ref.workbench.run.training import Samples, TrainSettings, learning_rate, prepare, train, weighted_loss
@@ -71,7 +71,6 @@ def test_prepare_season_as_the_user_says(season: bool) -> None:
     assert model.season is season and model.config.static_channels == (6 if season else 4)
     known = torch.from_numpy(calendar(few.time, few.latitude, few.longitude))[: len(samples.forcing)]
     assert torch.equal(samples.forcing[:, 2:], known if season else known[:, :2])
-
 
 
 def test_weighted_loss_is_one_for_the_gaussian(generator: torch.Generator) -> None:
@@ -135,7 +134,7 @@ def test_weighted_loss_by_tiles_is_that_of_the_tiled_denoiser(generator: torch.G
     memory = model.network.compress(batch.past, samples.forcing[frames], samples.age[index], model.position)
     condition = Condition(samples.forcing[at], memory, model.position, model.periodic)
     noisy = batch.x + sigma.float()[:, None, None, None] * noise
-    error = bind_covariance(model.network, condition, cut, model.covariance)(noisy, sigma) - batch.x
+    error = covariance_denoiser(model.network, condition, cut, model.covariance)(noisy, sigma) - batch.x
     weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2
     assert found.item() == pytest.approx((weight * error**2)[batch.valid].mean().item(), rel=1e-5)
     assert found.item() != pytest.approx(plain.item(), rel=1e-3)

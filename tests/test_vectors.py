@@ -47,7 +47,7 @@ def test_vectors_are_those_of_the_recipes() -> None:
     for case in CASES:
         recipe = RECIPES[case.id]
         assert (case.op, case.requirements, case.profiles) == (recipe.op, recipe.requirements, recipe.profiles), case.id
-        assert (case.meaning, case.hunts, case.dtype) == (recipe.meaning, recipe.hunts, recipe.dtype), case.id
+        assert (case.meaning, case.targets, case.dtype) == (recipe.meaning, recipe.targets, recipe.dtype), case.id
         assert json.loads(json.dumps(recipe.params)) == case.params, case.id
 
 
@@ -108,7 +108,7 @@ def test_manifest_has_the_denominators() -> None:
     """[CONF-2] [CONF-3] Coarse cases and laws are counted, fine ones are not."""
     found = manifest()
     for name in PROFILES:
-        assert found["profiles"][name]["cases"] == sum(case.coarse and name in case.profiles for case in CASES)
+        assert found["profiles"][name]["cases"] == sum(case.public and name in case.profiles for case in CASES)
         assert found["profiles"][name]["laws"] == count_by_profile().get(name, 0)
     assert found["cases"] == len(CASES) >= 150 and len(all_laws()) >= 40
     assert all(found["profiles"][name]["cases"] for name in PROFILES)
@@ -120,11 +120,11 @@ def test_vectors_are_small() -> None:
 
 def test_case_comes_back_from_json() -> None:
     for case in CASES:
-        neighbour = case.neighbour[0] if case.neighbour else {}
+        neighbour = case.valid_counterpart[0] if case.valid_counterpart else {}
         arrays = {"inputs": case.inputs, "expected": case.expected, "neighbour": neighbour}
         back = case_from_json(json.loads(json.dumps(case_to_json(case))), arrays)
         assert back.tolerance == case.tolerance and back.params == case.params and back.id == case.id
-        assert (back.neighbour is None) == (case.neighbour is None)
+        assert (back.valid_counterpart is None) == (case.valid_counterpart is None)
 
 
 def _copy(tmp_path: Path) -> Path:

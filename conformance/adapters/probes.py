@@ -115,5 +115,3 @@ def watch_denoise(denoise: edm.Denoise, state: str = "", denoised: str = "") -> 
         return result
 
     return watched
-
-

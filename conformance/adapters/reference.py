@@ -132,7 +132,7 @@ def _condition(network: denoiser.Storm, i: Tensors, p: Params) -> denoiser.Condi
 
 def _denoise(i: Tensors, p: Params) -> Tensors:
     network = _network(i, p)
-    return {"denoised": denoiser.bind(network, _condition(network, i, p))(i["x"], i["sigma"])}
+    return {"denoised": denoiser.denoiser(network, _condition(network, i, p))(i["x"], i["sigma"])}
 
 
 def _denoise_tiled(i: Tensors, p: Params) -> Tensors:
@@ -142,7 +142,7 @@ def _denoise_tiled(i: Tensors, p: Params) -> Tensors:
 def _tiled_network(i: Tensors, p: Params) -> edm.Denoise:
     network = _network(i, p)
     tiles = tiling.Tiling(tiling.Axis(**p["y"]), tiling.Axis(**p["x"]))
-    return tiling.bind_tiled(network, _condition(network, i, p), tiles, p["together"])
+    return tiling.tiled_denoiser(network, _condition(network, i, p), tiles, p["together"])
 
 
 def _tile_geometry(i: Tensors, p: Params) -> Tensors:
@@ -164,7 +164,7 @@ def _tiled_denoise(i: Tensors, p: Params) -> Tensors:
         result: Tensor = p["own"] * z + average + field.repeat_interleave(members, 0)
         return result / (1 + sigma**2)[:, None, None, None]
 
-    denoise = tiling.tiled(local, tiling.Tiling(tiling.Axis(**p["y"]), tiling.Axis(**p["x"])))
+    denoise = tiling.blend_tiles(local, tiling.Tiling(tiling.Axis(**p["y"]), tiling.Axis(**p["x"])))
     x = i["x"]
     for evaluation in range(p["evaluations"]):
         x = denoise(x, i["sigma"])
@@ -199,7 +199,7 @@ def _training_sigma(i: Tensors, p: Params) -> Tensors:
 
 
 def _loss_of(network: denoiser.Storm, i: Tensors, p: Params) -> Tensor:
-    denoise = probes.watch_denoise(denoiser.bind(network, _condition(network, i, p)), denoised="denoised")
+    denoise = probes.watch_denoise(denoiser.denoiser(network, _condition(network, i, p)), denoised="denoised")
     sigma_data = network.config.sigma_data
     return edm.edm_loss(denoise, i["clean"], i["noise"], i["sigma"], sigma_data, i.get("valid"))
 

@@ -85,22 +85,22 @@ def _places(cut: tiling.Tiling, ranks: int, rank: int) -> list[int]:
 def _gather(i: Tensors, p: Params) -> Tensors:
     world, cut = world_of(Mesh(**p["mesh"])), _tiling(p)
     world.mesh.check(StormConfig(1, 0, (1, 1), world.mesh.tp, world.mesh.tp, 1), _count(cut), len(i["x"]))
-    parts = tile.Tiles(cut, world, p["together"])
+    parts = tile.ShardedTiles(cut, world, p["together"])
     own = _own(i["x"], world.share(len(i["x"])))
     rows: list[Tensor] = []
     for batch, extents in zip(parts.batches, parts.gather(parts.shard(own)), strict=True):
         rows += torch.split(extents.flatten(-2), len(extents) // len(batch.tiles))
-    order = np.argsort(_places(cut, world.mesh.tile, world.place["tile"]))
+    order = np.argsort(_places(cut, world.mesh.tile, world.coordinates["tile"]))
     return {"extents": torch.cat([rows[n] for n in order], -1)}
 
 
 def _blend(i: Tensors, p: Params) -> Tensors:
     world, cut = world_of(Mesh(**p["mesh"])), _tiling(p)
-    parts = tile.Tiles(cut, world, p["together"])
+    parts = tile.ShardedTiles(cut, world, p["together"])
     own = _own(i["values"], world.share(len(i["values"])))
     found = tiling.tiles(cut)
     values = torch.split(own, [each.weight.numel() for each in found], -1)
-    places = iter(_places(cut, world.mesh.tile, world.place["tile"]))
+    places = iter(_places(cut, world.mesh.tile, world.coordinates["tile"]))
     results = []
     for batch in parts.batches:
         some = [_as_tile(values[next(places)], each) for each in batch.tiles]
@@ -117,19 +117,19 @@ def _network(i: Tensors, p: Params, samples: int) -> tuple[Storm, World]:
     return tensor.tensor_parallel(network, world), world
 
 
-def _denoiser(network: Storm, i: Tensors, p: Params, parts: tile.Tiles, mine: range) -> edm.Denoise:
+def _denoiser(network: Storm, i: Tensors, p: Params, parts: tile.ShardedTiles, mine: range) -> edm.Denoise:
     """D of the rank's samples on shards; each rank compresses the memory of its own cores."""
     past = (_own(i["past"], mine), _own(i["past_static"], mine), _own(i["age"], mine), i["position"])
     memory = tile.compress_sharded(network, *past, parts, p["chunk"])
     static = _own(i["static"], mine)
     nothing = torch.zeros(1, dtype=static.dtype).expand(1, *i["position"].shape[:2], network.config.width)
-    return tile.bind_sharded(network, Condition(static, nothing, i["position"], p["periodic"]), parts, memory)
+    return tile.sharded_denoiser(network, Condition(static, nothing, i["position"], p["periodic"]), parts, memory)
 
 
 def _denoise(i: Tensors, p: Params) -> Tensors:
     count = len(i["x"])
     network, world = _network(i, p, count)
-    parts, mine = tile.Tiles(_tiling(p), world, p["together"]), world.share(count)
+    parts, mine = tile.ShardedTiles(_tiling(p), world, p["together"]), world.share(count)
     whole = tile.on_whole(_denoiser(network, i, p, parts, mine), parts)
     own = whole(_own(i["x"], mine), _own(i["sigma"], mine))
     return {"denoised": ensemble.gather_members(own, count, world)}
@@ -138,7 +138,7 @@ def _denoise(i: Tensors, p: Params) -> Tensors:
 class _Step(nn.Module):
     """What one training step computes, as a module: FSDP gathers weights around its forward."""
 
-    def __init__(self, network: Storm, parts: tile.Tiles, p: Params) -> None:
+    def __init__(self, network: Storm, parts: tile.ShardedTiles, p: Params) -> None:
         super().__init__()
         self.network, self.parts, self.p = network, parts, p
 
@@ -155,7 +155,7 @@ class _Step(nn.Module):
 def _gradients(i: Tensors, p: Params) -> Tensors:
     count = len(i["clean"])
     network, world = _network(i, p, count)
-    step = _Step(network, tile.Tiles(_tiling(p), world, p["together"]), p)
+    step = _Step(network, tile.ShardedTiles(_tiling(p), world, p["together"]), p)
     shard.shard_weights(step, network, world)
     loss = step(i, world.share(count))
     loss.backward()
@@ -169,7 +169,7 @@ def _gradients(i: Tensors, p: Params) -> Tensors:
 def _ensemble(i: Tensors, p: Params) -> Tensors:
     count = _members(i, p)
     network, world = _network(i, p, count)
-    parts = tile.Tiles(_tiling(p), world, p["together"])
+    parts = tile.ShardedTiles(_tiling(p), world, p["together"])
     sampler = assimilation.Sampler(i["sigmas"], edm.Churn(**p["churn"]))
 
     def draw(mine: range) -> Tensor:
@@ -313,7 +313,7 @@ def _serial_gather(i: Tensors, p: Params) -> Tensors:
 
 
 def _serial_blend(i: Tensors, p: Params) -> Tensors:
-    """The tiles' values through `tiling.tiled`."""
+    """The tiles' values through `tiling.blend_tiles`."""
     cut = _tiling(p)
     found = tiling.tiles(cut)
     values = torch.split(i["values"], [each.weight.numel() for each in found], -1)
@@ -327,7 +327,7 @@ def _serial_blend(i: Tensors, p: Params) -> Tensors:
         return torch.cat([_as_tile(values[number(one)], one) for one in batch])
 
     state = i["values"].new_zeros(*i["values"].shape[:2], cut.y.length, cut.x.length)
-    return {"blended": tiling.tiled(local, cut)(state, state.new_ones(len(state)))}
+    return {"blended": tiling.blend_tiles(local, cut)(state, state.new_ones(len(state)))}
 
 
 def _serial_denoise(i: Tensors, p: Params) -> Tensors:
@@ -336,7 +336,7 @@ def _serial_denoise(i: Tensors, p: Params) -> Tensors:
 
 def _serial_gradients(i: Tensors, p: Params) -> Tensors:
     network = reference._network(i, p)
-    denoise = tiling.bind_tiled(network, reference._condition(network, i, p), _tiling(p), p["together"])
+    denoise = tiling.tiled_denoiser(network, reference._condition(network, i, p), _tiling(p), p["together"])
     names, weights = zip(*network.named_parameters(), strict=True)
     loss = edm.edm_loss(denoise, i["clean"], i["noise"], i["sigma"], network.config.sigma_data, i.get("valid"))
     slopes = torch.autograd.grad(loss, weights)

@@ -42,7 +42,7 @@ def lint(made_from: Path | None = None) -> int:
     found = problems(cases, laws, all_recipes())
     for line in found:
         print(line, file=sys.stderr)
-    coarse = sum(subject.coarse for subject in everything(cases, laws))
+    coarse = sum(subject.public for subject in everything(cases, laws))
     print(f"{len(cases)} cases and {len(laws)} laws, {coarse} of them coarse; {len(found)} problems")
     return 1 if found else 0
 
@@ -62,7 +62,7 @@ def problems(cases: Sequence[Case], laws: Sequence[Law], recipes: Mapping[str, S
     size = sum(path.stat().st_size for path in FOLDER.iterdir())
     if size > VECTOR_BYTES:
         found.append(f"the vectors take {size} bytes, more than {VECTOR_BYTES}")
-    hunted = {mutant for subject in everything(cases, laws) for mutant in subject.hunts}
+    hunted = {mutant for subject in everything(cases, laws) for mutant in subject.targets}
     found += [f"{name} is hunted and not in the catalogue" for name in sorted(hunted - set(MUTANTS))]
     used = {subject.op for subject in cases} | {op for law in laws for op in law.ops}
     found += [f"the operation {name} has neither case nor law" for name in OPERATIONS if name not in used]
@@ -71,7 +71,7 @@ def problems(cases: Sequence[Case], laws: Sequence[Law], recipes: Mapping[str, S
 
 
 def _has_case(profile: str, cases: Sequence[Case]) -> bool:
-    return any(profile in case.profiles and case.coarse for case in cases)
+    return any(profile in case.profiles and case.public for case in cases)
 
 
 def _traceability(subjects: Sequence[Subject]) -> list[str]:

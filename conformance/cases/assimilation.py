@@ -75,7 +75,7 @@ def _inputs(seed: int, levels: Array = LEVELS, members: int = 5) -> dict[str, Ar
 
 def _ensemble(
     name: str, inputs: Arrays, params: Params, meaning: str, *requirements: str, smoke: bool = False,
-    hunts: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
 ) -> Recipe:  # fmt: skip
     settings = {"churn": {}, "together": 2} | dict(params)
     return Recipe(
@@ -88,7 +88,7 @@ def _ensemble(
         inputs,
         settings,
         _drawn(inputs, settings),
-        hunts=hunts,
+        targets=targets,
     )
 
 
@@ -99,7 +99,7 @@ def _posteriors() -> list[Recipe]:
     return [
         _ensemble(
             f"posterior-{method}", inputs, params, stage, "DA-1", "GUIDE-1", named[method], smoke=method == "mmps",
-            hunts=("guidance_predictor_only", "guidance_corrector_only"),
+            targets=("guidance_predictor_only", "guidance_corrector_only"),
         )
         for method, params in METHODS.items()
     ]  # fmt: skip
@@ -111,20 +111,21 @@ def _churned() -> list[Recipe]:
     noises = rng.standard_normal((5, 5, 4))
     noisy = _inputs(802) | {"noises": noises}
     window = {"s_churn": 2.0, "s_min": 0.05, "s_max": 10.0, "s_noise": 1.003}
-    hunts = ("members_share_step_noise", "noise_by_batch_index")
+    targets = ("members_share_step_noise", "noise_by_batch_index")
     shares = "members share noise, or take another member's, when they are drawn in batches"
     return [
         _ensemble(
-            "churn", noisy, METHODS["pigdm"] | {"churn": {"s_churn": 2.0}}, shares, "DA-1", "DA-3", "EDM-6", hunts=hunts
+            "churn", noisy, METHODS["pigdm"] | {"churn": {"s_churn": 2.0}}, shares, "DA-1", "DA-3", "EDM-6",
+            targets=targets,
         ),
         _ensemble(
             "churn-window", noisy, METHODS["mmps"] | {"churn": window, "together": 3},
             f"the guided mean is evaluated before the noise is raised, or {shares}", "DA-3", "EDM-6", "GUIDE-1",
-            hunts=hunts,
+            targets=targets,
         ),
         _ensemble(
             "churn-forecast", noisy | NOTHING, {"method": None, "churn": window, "together": 4}, shares, "DA-2", "DA-3",
-            hunts=hunts,
+            targets=targets,
         ),
     ]  # fmt: skip
 
@@ -254,7 +255,7 @@ def _refusals() -> list[Recipe]:
     ) -> Recipe:
         return Recipe(
             f"assimilation/refuses-{name}", "assimilate", tuple({requirement: 0, "CONV-10": 0}), ("guidance",),
-            MustReject(why), meaning, inputs, settings, neighbour=(valid, good),
+            MustReject(why), meaning, inputs, settings, valid_counterpart=(valid, good),
         )  # fmt: skip
 
     # dps with R = 1e-60: an evaluation multiplies the state by about 1e60, beyond the largest number in four steps.
@@ -332,7 +333,7 @@ def _cycle(name: str, method: str, frames: int, observed: list[bool], meaning: s
         inputs,
         params,
         _states(inputs, params),
-        hunts=("history_ensemble_mean", "history_not_moved", "history_newest_first", "history_of_first_member"),
+        targets=("history_ensemble_mean", "history_not_moved", "history_newest_first", "history_of_first_member"),
     )
 
 
@@ -348,7 +349,7 @@ def _no_history() -> Recipe:
         "a cycle from nothing is returned",
         {**valid.inputs, **empty},
         valid.params,
-        neighbour=(valid.inputs, valid.params),
+        valid_counterpart=(valid.inputs, valid.params),
     )
 
 
@@ -396,7 +397,7 @@ def _linear(name: str, inputs: Arrays, meaning: str) -> Recipe:
         inputs,
         {},
         _moments(inputs),
-        hunts=("kalman_gain", "q_and_r_swapped", "posterior_covariance_without_history"),
+        targets=("kalman_gain", "q_and_r_swapped", "posterior_covariance_without_history"),
     )
 
 
@@ -446,7 +447,7 @@ def _scalar_cycle() -> Recipe:
         inputs,
         {},
         {"means": np.array(means), "covariances": np.array(covs)},
-        hunts=("kalman_gain", "q_and_r_swapped"),
+        targets=("kalman_gain", "q_and_r_swapped"),
     )
 
 
@@ -498,12 +499,12 @@ def _analyses() -> list[Recipe]:
         Recipe(
             "assimilation/analysis-refuses-unused-observations", "analysis", ("DA-7",), ("guidance",),
             MustReject("observations and no guidance method"), "observations are ignored without a word",
-            free | seam, tiles, neighbour=(free | seam, tiles | METHODS["dps"]),
+            free | seam, tiles, valid_counterpart=(free | seam, tiles | METHODS["dps"]),
         ),
         Recipe(
             "assimilation/analysis-refuses-churn-without-noise", "analysis", ("EDM-8",), ("guidance", "rng"),
             MustReject("S_churn = 1 and no noises"), "the port draws noise of its own, which nobody can repeat",
-            free, tiles | {"churn": {"s_churn": 1.0}}, neighbour=(noisy, churned | {"churn": {"s_churn": 1.0}}),
+            free, tiles | {"churn": {"s_churn": 1.0}}, valid_counterpart=(noisy, churned | {"churn": {"s_churn": 1.0}}),
         ),
     ]  # fmt: skip
 

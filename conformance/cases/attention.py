@@ -55,7 +55,7 @@ def _gate(
     beta: Sequence[float],
     bound: Bound,
     meaning: str,
-    *hunts: str,
+    *targets: str,
 ) -> Recipe:
     inputs = {"sigma": np.array(sigma), "alpha": np.array(alpha, np.float64), "beta": np.array(beta, np.float64)}
     return Recipe(
@@ -68,7 +68,7 @@ def _gate(
         inputs,
         {},
         {"gamma": gate(**inputs)},
-        hunts=hunts,
+        targets=targets,
     )
 
 
@@ -81,7 +81,7 @@ def _gates() -> list[Recipe]:
         return Recipe(
             f"attention/{name}", "gate", ("ATT-4", "CONV-10"), CORE, MustReject(why),
             "sigma <= 0 reaches the gate's logarithm", valid | {"sigma": np.array([1.0, sigma])}, {},
-            neighbour=(valid, {}),
+            valid_counterpart=(valid, {}),
         )  # fmt: skip
 
     return [
@@ -115,7 +115,7 @@ BOX: Window = {"rows": 5, "cols": 3, "radius": 1, "periodic": False}
 
 
 def _attention(
-    name: str, seed: int, sizes: tuple[int, int, int], window: Window | None, meaning: str, *hunts: str
+    name: str, seed: int, sizes: tuple[int, int, int], window: Window | None, meaning: str, *targets: str
 ) -> Recipe:
     """Generic queries, keys and values: n queries, m keys, d features."""
     n, m, d = sizes
@@ -124,11 +124,19 @@ def _attention(
     requirements = ("ATT-1",) if window is None else ("ATT-1", "ATT-6")
     chain = Chain("scores, a softmax over keys, a weighted sum")
     return Recipe(
-        f"attention/{name}", "attention", requirements, CORE, chain, meaning, inputs, {"window": window}, hunts=hunts
+        f"attention/{name}",
+        "attention",
+        requirements,
+        CORE,
+        chain,
+        meaning,
+        inputs,
+        {"window": window},
+        targets=targets,
     )
 
 
-def _seen(name: str, window: Window, meaning: str, *hunts: str) -> Recipe:
+def _seen(name: str, window: Window, meaning: str, *targets: str) -> Recipe:
     """All scores are equal and value i is the i-th unit vector: y shows whom each token sees, as 1 / count."""
     n = window["rows"] * window["cols"]
     rows = [visible(window, token) for token in range(n)]
@@ -138,7 +146,7 @@ def _seen(name: str, window: Window, meaning: str, *hunts: str) -> Recipe:
     bound = Bound(4, "equal scores: a reciprocal of a small integer, and sums with zeros", 1.0)
     return Recipe(
         f"attention/{name}", "attention", ("ATT-6",), CORE, bound, meaning, inputs, {"window": window},
-        {"y": y[None, None]}, hunts=hunts,
+        {"y": y[None, None]}, targets=targets,
     )  # fmt: skip
 
 
@@ -153,7 +161,7 @@ def _sharp() -> Recipe:
         Bound(4, "scores are integers, weights 1, 1/2 and e^-5120 = 0"),
         "scores of some thousands overflow, or lose their differences",
         {"q": q[None, None], "k": k[None, None], "v": v},
-        {"window": None}, {"y": y[None, None]}, hunts=("attention_not_shifted",),
+        {"window": None}, {"y": y[None, None]}, targets=("attention_not_shifted",),
     )  # fmt: skip
 
 
@@ -203,7 +211,7 @@ def _block(
     heads: int,
     window: Window | None,
     meaning: str,
-    hunts: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
     sigma: Sequence[float] = (0.4, 6.0),
     ratio: int = 4,
     x: Array | None = None,
@@ -218,7 +226,7 @@ def _block(
     }
     requirements = ("ATT-1", "ATT-2", "ATT-3", "ATT-4", "ATT-5") + (("ATT-6",) if window else ())
     chain, params = Chain("three sub-layers, each behind a layer norm"), {"heads": heads, "window": window}
-    return Recipe(f"attention/{name}", "block", requirements, CORE, chain, meaning, inputs, params, hunts=hunts)
+    return Recipe(f"attention/{name}", "block", requirements, CORE, chain, meaning, inputs, params, targets=targets)
 
 
 def _without_gates() -> Recipe:
@@ -231,7 +239,7 @@ def _without_gates() -> Recipe:
     return Recipe(
         "attention/block-without-gates", "block", ("ATT-3",), CORE, Exact("x + 0 three times"),
         "a residual gate is missing, has 1 added, or the residual itself is missing", inputs,
-        {"heads": 2, "window": None}, {"y": x}, hunts=("residual_gate_missing",),
+        {"heads": 2, "window": None}, {"y": x}, targets=("residual_gate_missing",),
     )  # fmt: skip
 
 

@@ -186,7 +186,7 @@ def _refusals() -> list[Recipe]:
             meaning,
             {},
             good | wrong,
-            neighbour=({}, good),
+            valid_counterpart=({}, good),
         )
 
     return [

@@ -34,7 +34,7 @@ def network_recipe(
     periodic: bool = False,
     profiles: tuple[str, ...] = CORE,
     requirements: tuple[str, ...] = (),
-    hunts: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
     factors: Mapping[str, float] | None = None,
     change: Mapping[str, Array] | None = None,
     dtype: str | None = None,
@@ -46,7 +46,7 @@ def network_recipe(
     inputs = scaled(inputs, **(factors or {})) | dict(change or {})
     params = {"config": c, "chunk": chunk, "periodic": periodic}
     cited = ("NET-2", "NET-3", "NET-4", "NET-5", *requirements)
-    return Recipe(f"{name}", "denoise", cited, profiles, NETWORK, meaning, inputs, params, hunts=hunts, dtype=dtype)
+    return Recipe(f"{name}", "denoise", cited, profiles, NETWORK, meaning, inputs, params, targets=targets, dtype=dtype)
 
 
 def _wholes() -> list[Recipe]:
@@ -57,7 +57,7 @@ def _wholes() -> list[Recipe]:
             "right parts, if the chapters before pass, are wired wrongly: noise embedding, order of blocks, last layer",
             [[6, 12, 24], [1, 3, 100]], periodic=True, profiles=("smoke", "core"), requirements=("NET-1", "TOK-4"),
             width=8, depth=2,
-            hunts=("gate_reversed", "blocks_reversed", "silu_twice", "final_scale_shift", "gelu_tanh",
+            targets=("gate_reversed", "blocks_reversed", "silu_twice", "final_scale_shift", "gelu_tanh",
                    "adaptive_order"),
         ),
         network_recipe(
@@ -65,7 +65,7 @@ def _wholes() -> list[Recipe]:
             "sigma_data is not used everywhere, or patch and position sizes are mixed up", [[6], [48]], 1,
             patch=[1, 3], channels=1, static_channels=2, width=8, heads=4, sigma_data=0.5, mlp_ratio=2,
             position_features=2,
-            hunts=("sigma_data_one", "unpatchify_columns"),
+            targets=("sigma_data_one", "unpatchify_columns"),
         ),
         network_recipe(
             "denoiser/tall-patch", 405, (6, 4), [0.7],
@@ -74,7 +74,7 @@ def _wholes() -> list[Recipe]:
         ),
         network_recipe(
             "denoiser/single-points", 406, (3, 5), [1.3], "a token of one grid point is not handled as any other",
-            patch=[1, 1], channels=1, position_octaves=5, hunts=("unpatchify_columns",),
+            patch=[1, 1], channels=1, position_octaves=5, targets=("unpatchify_columns",),
         ),
         network_recipe(
             "denoiser/one-token", 407, (2, 2), [0.4], "a grid of one token is squeezed, or sees what is not there",
@@ -82,25 +82,25 @@ def _wholes() -> list[Recipe]:
         ),
         network_recipe(
             "denoiser/deep", 408, (4, 4), [1.5], "blocks share weights or gates, or are taken in another order",
-            depth=4, width=4, hunts=("blocks_shared", "blocks_reversed", "first_block_only"),
+            depth=4, width=4, targets=("blocks_shared", "blocks_reversed", "first_block_only"),
         ),
         network_recipe(
             "denoiser/many-heads", 409, (4, 4), [3.0],
             "heads are cut by stride, scores are scaled by the width, or noise features have other frequencies",
             width=10, heads=5, noise_features=64, requirements=("NET-1",), factors={"query__weight": 2},
-            hunts=("heads_interleaved", "attention_scale_width", "noise_frequencies"),
+            targets=("heads_interleaved", "attention_scale_width", "noise_frequencies"),
         ),
         network_recipe(
             "denoiser/many-frames", 410, (2, 6), [10.0],
             "a long history of irregular ages is cut, padded, or weighted by chunk",
             [[1, 2, 3.3, 5.7, 6, 9, 12, 15, 18, 24, 30, 36, 48, 72, 168, 720, 8760]], 5, channels=1, position_octaves=5,
-            factors={"memory__query": 4}, hunts=("last_chunk_dropped", "age_in_days", "memory_not_rescaled"),
+            factors={"memory__query": 4}, targets=("last_chunk_dropped", "age_in_days", "memory_not_rescaled"),
         ),
         network_recipe(
             "denoiser/own-conditions", 411, (4, 4), [0.5, 0.5, 9.0],
             "samples of a batch share a noise level, static fields or history that each should have for itself",
             [[6, 12], [7, 30], [1, 90]], requirements=("NET-6",),
-            hunts=("static_of_first_sample", "sigma_of_first_sample", "memory_of_first_sample"),
+            targets=("static_of_first_sample", "sigma_of_first_sample", "memory_of_first_sample"),
         ),
     ]  # fmt: skip
 
@@ -112,28 +112,28 @@ def _windows() -> list[Recipe]:
         network_recipe(
             "denoiser/windowed", 420, (6, 10), [0.7],
             "the window or the closing of the columns does not reach the blocks",
-            periodic=True, window=1, requirements=needs, **small, hunts=("window_not_periodic", "window_self_only"),
+            periodic=True, window=1, requirements=needs, **small, targets=("window_not_periodic", "window_self_only"),
         ),
         network_recipe(
             "denoiser/windowed-closed", 421, (5, 6), [0.7],
             "a region's window wraps around, is of another shape, or serves the first block alone",
             window=1, patch=[1, 2], depth=2, requirements=needs, **small,
-            hunts=("window_always_periodic", "window_column_major"),
+            targets=("window_always_periodic", "window_column_major"),
         ),
         network_recipe(
             "denoiser/window-of-one", 422, (4, 6), [2.5], "a window of radius 0 is taken for no window",
-            periodic=True, window=0, requirements=needs, **small, hunts=("window_forgotten",),
+            periodic=True, window=0, requirements=needs, **small, targets=("window_forgotten",),
         ),
         network_recipe(
             "denoiser/window-around", 423, (12, 8), [0.3],
             "a window that goes round the globe counts tokens twice, or wraps from pole to pole",
-            periodic=True, window=2, requirements=needs, **small, hunts=("window_duplicates", "window_rows_wrap"),
+            periodic=True, window=2, requirements=needs, **small, targets=("window_duplicates", "window_rows_wrap"),
         ),
         network_recipe(
             "denoiser/window-two", 424, (7, 6), [1.0],
             "the radius is counted in grid points, or one too small or too wide",
             window=2, patch=[1, 1], channels=1, requirements=needs, **small,
-            hunts=("window_radius_minus_one", "window_euclidean", "window_in_points"),
+            targets=("window_radius_minus_one", "window_euclidean", "window_in_points"),
         ),
     ]  # fmt: skip
 
@@ -143,32 +143,32 @@ def _levels() -> list[Recipe]:
         network_recipe(
             "denoiser/least-noise", 430, (4, 4), [0.002],
             "at the last noise level the skip connection loses digits, or the gate is not spatial",
-            requirements=("NET-1", "ATT-4"), hunts=("gate_reversed", "skip_narrow"),
+            requirements=("NET-1", "ATT-4"), targets=("gate_reversed", "skip_narrow"),
         ),
         network_recipe(
             "denoiser/most-noise", 431, (4, 4), [80.0],
             "at the first noise level static fields or past are scaled by c_in, or the gate is not temporal",
             requirements=("NET-1", "ATT-4", "TOK-4", "TOK-5"),
-            hunts=("static_times_c_in", "past_times_c_in", "gate_reversed"),
+            targets=("static_times_c_in", "past_times_c_in", "gate_reversed"),
         ),
         network_recipe(
             "denoiser/other-data-scale", 432, (2, 4), [0.25, 5.0],
             "sigma_data is taken for 1, or squared once too often",
-            sigma_data=2.5, requirements=("EDM-2",), hunts=("sigma_data_one",),
+            sigma_data=2.5, requirements=("EDM-2",), targets=("sigma_data_one",),
         ),
         network_recipe(
             "denoiser/gates-shut", 433, (2, 6), [1e-4], "a gate that is 0 still lets the memory through", age=[[6, 9]],
-            requirements=("ATT-4",), factors={"gate_alpha": 16}, hunts=("gate_reversed", "gate_without_softplus"),
+            requirements=("ATT-4",), factors={"gate_alpha": 16}, targets=("gate_reversed", "gate_without_softplus"),
         ),
         network_recipe(
             "denoiser/gates-open", 434, (2, 6), [1e4], "a gate that is 1 still lets self-attention through",
             age=[[6, 9]],
-            requirements=("ATT-4",), factors={"gate_alpha": 16}, hunts=("gate_reversed", "gate_without_softplus"),
+            requirements=("ATT-4",), factors={"gate_alpha": 16}, targets=("gate_reversed", "gate_without_softplus"),
         ),
         network_recipe(
             "denoiser/steep-gates", 435, (2, 4), [1.0],
             "softplus of a large alpha overflows, or is cut off too early",
-            requirements=("ATT-4",), heads=4, width=4, hunts=("softplus_threshold",),
+            requirements=("ATT-4",), heads=4, width=4, targets=("softplus_threshold",),
             change={  # ln sigma is 0: a gate of 1/2 where softplus is finite, 0 inf = NaN where it is not
                 "weights.blocks.0.gate_alpha": np.array([1024.0, 128, 20.5, 21.5]),
                 "weights.blocks.0.gate_beta": np.array([0.0, 0, 0.0625, -0.0625]),
@@ -197,22 +197,22 @@ def _extremes() -> list[Recipe]:
         network_recipe(
             "denoiser/faint-tokens", 440, (4, 4), [0.8],
             "layer norm, here of tokens of size 1e-3, has another eps than 1e-6, or has it outside the root",
-            requirements=("ATT-2", "NUM-6"), factors=FAINT, hunts=("layer_norm_eps", "layer_norm_eps_outside"),
+            requirements=("ATT-2", "NUM-6"), factors=FAINT, targets=("layer_norm_eps", "layer_norm_eps_outside"),
         ),
         network_recipe(
             "denoiser/offset-tokens", 443, (4, 4), [0.8],
             "layer norm takes the variance as mean square minus squared mean, and loses the digits of an offset",
-            requirements=("ATT-2", "NUM-6"), hunts=("layer_norm_quick_variance",),
+            requirements=("ATT-2", "NUM-6"), targets=("layer_norm_quick_variance",),
             change={"weights.embed_state.bias": np.full(8, 1024.0)}, width=8,
         ),
         network_recipe(
             "denoiser/sharp-attention", 441, (4, 4), [0.3],
             "scores of some thousands overflow or lose their differences",
-            requirements=("ATT-1",), factors={"query__weight": 2048}, hunts=("attention_not_shifted",),
+            requirements=("ATT-1",), factors={"query__weight": 2048}, targets=("attention_not_shifted",),
         ),
         network_recipe(
             "denoiser/loud-modulation", 442, (4, 4), [0.6], "silu or the modulation is clipped, doubled or left out",
-            requirements=("ATT-2", "NET-4"), hunts=("silu_twice", "silu_missing", "scale_without_one"),
+            requirements=("ATT-2", "NET-4"), targets=("silu_twice", "silu_missing", "scale_without_one"),
             factors={"embed_noise__2__weight": 4, "embed_noise__2__bias": 4, "final_adaptive__weight": 2},
         ),
     ]  # fmt: skip
@@ -256,7 +256,7 @@ def skip_recipe(
         name, "denoise", ("NET-5", "EDM-1", "NUM-9", "CONV-9"), profiles,
         Ulp(6, "c_skip within 4 ULP, one product, and a sum with 0"),
         "the skip connection is missing, takes c_in x instead of x, or x passes through the network's dtype", inputs,
-        {"config": c, "chunk": 1, "periodic": True}, {"denoised": expected}, hunts=("skip_narrow", "skip_missing"),
+        {"config": c, "chunk": 1, "periodic": True}, {"denoised": expected}, targets=("skip_narrow", "skip_missing"),
         dtype=dtype,
     )  # fmt: skip
 
@@ -288,7 +288,7 @@ def _parts() -> list[Recipe]:
             "shift and scale are exchanged, the silu or the 1 is missing, or fields are put together by columns",
             weights(shapes(last), rng, "final") | tokens,
             {"config": last, "rows": 3},
-            hunts=("final_scale_shift", "scale_without_one", "unpatchify_columns"),
+            targets=("final_scale_shift", "scale_without_one", "unpatchify_columns"),
         ),
     ]
 
@@ -322,7 +322,7 @@ def _counts() -> list[Recipe]:
         Recipe(
             f"denoiser/count-{name}", "count_weights", ("NET-7", "ATT-7", "ATT-5"), CORE, Exact("a count"),
             "a bias too many (keys have none), another MLP ratio or number of modulations, or a layer missing", {},
-            {"config": c}, {"count": np.array(count(c), np.int64)}, hunts=("key_bias", "mlp_ratio"),
+            {"config": c}, {"count": np.array(count(c), np.int64)}, targets=("key_bias", "mlp_ratio"),
         )
         for name, c in sizes.items()
     ]  # fmt: skip
@@ -343,7 +343,7 @@ def _contradictions() -> list[Recipe]:
         Recipe(
             f"denoiser/refuses-config-{name}", "count_weights", ("CONV-12",), CORE, MustReject(why),
             "a configuration whose sizes contradict one another passes", {}, {"config": config(**change)},
-            neighbour=({}, {"config": config()}),
+            valid_counterpart=({}, {"config": config()}),
         )
         for name, (change, why) in wrong.items()
     ]  # fmt: skip
@@ -360,7 +360,7 @@ def _refusals() -> list[Recipe]:
         other = params if settings is None else params | {"config": c | dict(settings)}
         return Recipe(
             f"denoiser/refuses-{name}", "denoise", (requirement, "CONV-10"), CORE, MustReject(why), meaning,
-            valid | change, other, neighbour=(valid, params),
+            valid | change, other, valid_counterpart=(valid, params),
         )  # fmt: skip
 
     past: dict[str, Any] = {key: valid[key][:2].copy() for key in ("past", "past_static", "age")}

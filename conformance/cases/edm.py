@@ -110,7 +110,7 @@ def _preconditions() -> list[Recipe]:
             Recipe(f"edm/coefficients-refuse-{name}", "precondition", ("EDM-2",), ("edm",),
                    MustReject(f"sigma = {bad:g} has no logarithm"), "sigma <= 0 gives inf or NaN instead of an error",
                    {"sigma": np.array([1.0, bad])}, {"sigma_data": 1.0},
-                   neighbour=({"sigma": np.array([1.0, 2.0])}, {"sigma_data": 1.0}))
+                   valid_counterpart=({"sigma": np.array([1.0, 2.0])}, {"sigma_data": 1.0}))
         )  # fmt: skip
     return found
 
@@ -278,7 +278,7 @@ def _refused_schedules() -> list[Recipe]:
     four = {"steps": 4}
     return [
         Recipe(f"edm/refuses-{name}", "schedule", ("EDM-5", "CONV-10"), ("edm",), MustReject(why), meaning, {},
-               four | bad, neighbour=({}, four | good))
+               four | bad, valid_counterpart=({}, four | good))
         for name, bad, good, why, meaning in rows
     ]  # fmt: skip
 
@@ -309,7 +309,7 @@ def _refused_samples() -> list[Recipe]:
     ]  # fmt: skip
     found = [
         Recipe(f"edm/refuses-{name}", "sample", (requirement, "CONV-10"), ("edm",), MustReject(why), meaning,
-               gauss | bad, {"churn": {}}, neighbour=(gauss, {"churn": {}}))
+               gauss | bad, {"churn": {}}, valid_counterpart=(gauss, {"churn": {}}))
         for name, requirement, bad, why, meaning in rows
     ]  # fmt: skip
     churn_rows: list[tuple[str, Arrays, str, str]] = [
@@ -320,13 +320,13 @@ def _refused_samples() -> list[Recipe]:
     ]  # fmt: skip
     return found + [
         Recipe(f"edm/refuses-{name}", "sample", ("EDM-8", "CONV-10"), ("edm",), MustReject(why), meaning, bad, churned,
-               neighbour=(noisy, churned))
+               valid_counterpart=(noisy, churned))
         for name, bad, why, meaning in churn_rows
     ] + [
         Recipe(f"edm/refuses-negative-{name[2:]}", "sample", ("EDM-6", "CONV-10"), ("edm",),
                MustReject(f"{name} = -0.5"), "a negative churn is taken for none", noisy,
-               {"churn": {"s_churn": 1.0} | {name: -0.5}}, neighbour=(noisy, churned),
-               hunts=("churn_negative_accepted",))
+               {"churn": {"s_churn": 1.0} | {name: -0.5}}, valid_counterpart=(noisy, churned),
+               targets=("churn_negative_accepted",))
         for name in ("s_churn", "s_noise")
     ]  # fmt: skip
 
@@ -500,7 +500,7 @@ def _refused_training() -> list[Recipe]:
         found.append(
             Recipe(name, op, ("EDM-2", "EDM-3", "CONV-10"), ("train",), MustReject(f"sigma = {bad:g} has no logarithm"),
                    "a loss of sigma <= 0 is infinite or NaN", inputs | {"sigma": np.array([0.5, bad])},
-                   _training_params(c), neighbour=(inputs, _training_params(c)))
+                   _training_params(c), valid_counterpart=(inputs, _training_params(c)))
         )  # fmt: skip
     return found
 

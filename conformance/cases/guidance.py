@@ -161,7 +161,7 @@ def _expected(inputs: Arrays, params: Params) -> dict[str, Array]:
 
 
 def _case(
-    name: str, inputs: Arrays, params: Params, meaning: str, *more: str, hunts: tuple[str, ...] = (),
+    name: str, inputs: Arrays, params: Params, meaning: str, *more: str, targets: tuple[str, ...] = (),
     judge: Judge | None = None, smoke: bool = False,
 ) -> Recipe:  # fmt: skip
     return Recipe(
@@ -174,7 +174,7 @@ def _case(
         inputs,
         params,
         _expected(inputs, params),
-        hunts=hunts,
+        targets=targets,
     )
 
 
@@ -201,9 +201,9 @@ def _methods() -> list[Recipe]:
                  ("mmps_one_step", "mmps_sigma")),
     }  # fmt: skip
     found = []
-    for name, (meaning, hunts) in meanings.items():
+    for name, (meaning, targets) in meanings.items():
         more = ("GUIDE-8",) if name == "mmps" else ("GUIDE-6", "CONV-6") if name == "dps" else ()
-        found.append(_case(name, inputs, METHODS[name], meaning, *more, hunts=hunts))
+        found.append(_case(name, inputs, METHODS[name], meaning, *more, targets=targets))
         text = "one variable, one observation, all numbers powers of two: the formula itself is another"
         settings = METHODS[name] | (
             {"gamma": 0.25} if name == "sda" else {"sigma_data": 2.0} if name == "pigdm" else {}
@@ -226,16 +226,16 @@ def _geometry() -> list[Recipe]:
         _case("dps-repeated", often, METHODS["dps"], twice, "GUIDE-6"),
         _case("pigdm-repeated", often, METHODS["pigdm"], f"{twice}, or H H^T is taken as diagonal"),
         _case("mmps-repeated", often, METHODS["mmps"], f"more observations than variables; {twice}", "GUIDE-8"),
-        _case("pigdm-wide", wide, METHODS["pigdm"] | {"sigma_data": 3.0}, sizes, hunts=("pigdm_sigma_data_one",)),
+        _case("pigdm-wide", wide, METHODS["pigdm"] | {"sigma_data": 3.0}, sizes, targets=("pigdm_sigma_data_one",)),
         _case("mmps-wide", wide, loose, sizes, "GUIDE-6", "GUIDE-8"),
         _case("mmps-one", one, METHODS["mmps"] | {"steps": 1}, "one observation takes one step, exactly", "GUIDE-8"),
         _case(
             "sda-zero", scaled, METHODS["sda"] | {"gamma": 0.0},
-            "gamma = 0 is refused, or is not dps", hunts=("sda_gamma_default",),
+            "gamma = 0 is refused, or is not dps", targets=("sda_gamma_default",),
         ),
         _case(
             "pigdm-scaled", scaled, METHODS["pigdm"],
-            "the squared sizes of H's rows are missing in H H^T", hunts=("pigdm_identity",),
+            "the squared sizes of H's rows are missing in H H^T", targets=("pigdm_identity",),
         ),
     ]  # fmt: skip
 
@@ -250,7 +250,7 @@ def _nonlinear() -> list[Recipe]:
     inputs = _at(_speeds(730), SIGMA, 731)
     meaning = "wind speeds: H' is not taken at the denoised state, or H' xhat stands for H(xhat)"
     return [
-        _case(f"{name}-speed", inputs, params, meaning, hunts=("operator_at_noisy_state",))
+        _case(f"{name}-speed", inputs, params, meaning, targets=("operator_at_noisy_state",))
         for name, params in METHODS.items()
     ]
 
@@ -313,7 +313,7 @@ def _refusals() -> list[Recipe]:
     found = [
         Recipe(
             f"guidance/refuses-{name}", "guided_mean", (requirement, "CONV-10"), ("guidance",), MustReject(why),
-            meaning, valid | change, params, neighbour=(valid, params),
+            meaning, valid | change, params, valid_counterpart=(valid, params),
         )
         for name, requirement, why, meaning, change in refused_inputs(valid)
     ]  # fmt: skip
@@ -326,7 +326,7 @@ def _refusals() -> list[Recipe]:
         "a negative gamma makes W indefinite without complaint",
         valid,
         METHODS["sda"] | {"gamma": -0.1},
-        neighbour=(valid, METHODS["sda"] | {"gamma": 0.1}),
+        valid_counterpart=(valid, METHODS["sda"] | {"gamma": 0.1}),
     )
     return [*found, negative]
 
@@ -365,7 +365,7 @@ def points(cols: int, *bilinear: tuple[int, int, int], error: float = 0.3) -> di
 
 def _network_case(
     name: str, inputs: Arrays, params: Params, meaning: str, *requirements: str,
-    profiles: tuple[str, ...] = ("guidance",), dtype: str | None = None, hunts: tuple[str, ...] = (),
+    profiles: tuple[str, ...] = ("guidance",), dtype: str | None = None, targets: tuple[str, ...] = (),
 ) -> Recipe:  # fmt: skip
     return Recipe(
         f"guidance/network-{name}",
@@ -376,7 +376,7 @@ def _network_case(
         meaning,
         inputs,
         params,
-        hunts=hunts,
+        targets=targets,
         dtype=dtype,
     )
 
@@ -394,7 +394,7 @@ def _networks() -> list[Recipe]:
         _network_case(
             "dps", inputs | three, params | METHODS["dps"], f"{transposed}, or points read twice overwrite",
             "GUIDE-1", "GUIDE-2", "CONV-1", profiles=("smoke", "guidance"),
-            hunts=("jacobian_dropped", "adjoint_overwrites"),
+            targets=("jacobian_dropped", "adjoint_overwrites"),
         ),
         _network_case(
             "pigdm", inputs | three, params | METHODS["pigdm"] | {"sigma_data": 0.75},
@@ -409,7 +409,7 @@ def _networks() -> list[Recipe]:
             "tiled-dps", wide | seam, tiles | METHODS["dps"],
             "guidance inside each tile instead of on the blend: observations in overlaps count twice", "GUIDE-1",
             "TILE-6",
-            hunts=("guidance_in_tiles",),
+            targets=("guidance_in_tiles",),
         ),
         _network_case(
             "tiled-pigdm", wide | seam, tiles | METHODS["pigdm"], "D is the blend and J that of one tile", "GUIDE-1",
@@ -443,7 +443,7 @@ def _network_refusals() -> list[Recipe]:
     return [
         Recipe(
             f"guidance/network-refuses-{name}", "guided_denoise", ("GUIDE-11", "CONV-10"), ("guidance",),
-            MustReject(why), meaning, valid | change, settings, neighbour=(valid, settings),
+            MustReject(why), meaning, valid | change, settings, valid_counterpart=(valid, settings),
         )
         for name, (change, why, meaning) in offences.items()
     ]  # fmt: skip

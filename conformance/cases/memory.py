@@ -32,11 +32,13 @@ def _memory(
     meaning: str,
     expected: Array | None = None,
     judge: Judge = SOFTMAX,
-    hunts: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
 ) -> Recipe:
     given = None if expected is None else {"memory": expected}
     inputs, params = {"score": score, "value": value}, {"chunks": chunks}
-    return Recipe(f"memory/{name}", "memory", requirements, CORE, judge, meaning, inputs, params, given, hunts=hunts)
+    return Recipe(
+        f"memory/{name}", "memory", requirements, CORE, judge, meaning, inputs, params, given, targets=targets
+    )
 
 
 def _softmaxes() -> list[Recipe]:
@@ -49,7 +51,7 @@ def _softmaxes() -> list[Recipe]:
     return [
         _memory(
             "one-chunk", ("MEM-2",), score, value, [7], "the softmax is not over the frames, or not normalised",
-            hunts=("memory_over_locations", "memory_over_heads"),
+            targets=("memory_over_locations", "memory_over_heads"),
         ),
         _memory(
             "chunks",
@@ -58,7 +60,7 @@ def _softmaxes() -> list[Recipe]:
             value,
             [2, 1, 4],
             "a chunk is weighted as if it came alone: denominator or accumulator are not rescaled by e^(M-M')",
-            hunts=("memory_not_rescaled", "memory_denominator_not_rescaled"),
+            targets=("memory_not_rescaled", "memory_denominator_not_rescaled"),
         ),
         _memory(
             "order",
@@ -83,7 +85,7 @@ def _softmaxes() -> list[Recipe]:
             many,
             [5, 5, 5, 5, 4],
             "a chunk's own maximum replaces the running one when it is lower",
-            hunts=("memory_maximum_of_chunk",),
+            targets=("memory_maximum_of_chunk",),
         ),
     ]  # fmt: skip
 
@@ -154,14 +156,16 @@ def _compress(
     meaning: str,
     sharp: float = 1.0,
     profiles: tuple[str, ...] = CORE,
-    hunts: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
     **changes: Any,
 ) -> Recipe:
     c = config(**{"width": 8, **changes})
     inputs = scaled(compress_inputs(c, grid, age, seed), memory__query=sharp)
     requirements = ("MEM-1", "MEM-2", "MEM-4", "TOK-5", "TOK-7", "TOK-8")
     params = {"config": c, "chunk": chunk}
-    return Recipe(f"memory/{name}", "compress", requirements, profiles, COMPRESS, meaning, inputs, params, hunts=hunts)
+    return Recipe(
+        f"memory/{name}", "compress", requirements, profiles, COMPRESS, meaning, inputs, params, targets=targets
+    )
 
 
 def _generic() -> list[Recipe]:
@@ -171,7 +175,7 @@ def _generic() -> list[Recipe]:
             "compress", 210, (4, 6), [[6, 12, 18], [1, 30, 200]], 2,
             "history tokens lack a part (statics, position, age), scores lack 1/sqrt(d), or heads are cut wrongly",
             profiles=("smoke", "core"), width=12, heads=3, position_features=2, sharp=4,
-            hunts=("memory_not_rescaled", "age_in_days", "memory_scale_width", "memory_heads_interleaved"),
+            targets=("memory_not_rescaled", "age_in_days", "memory_scale_width", "memory_heads_interleaved"),
         ),
         _compress(
             "compress-one-frame", 211, (4, 4), [[6], [30]], 16,
@@ -181,13 +185,13 @@ def _generic() -> list[Recipe]:
             "compress-one-by-one", 212, (3, 4), [[36, 6, 30, 12, 24, 18, 1]], 1,
             "frames taken one at a time are not rescaled as the running maximum moves",
             sharp=4, patch=[1, 2], static_channels=2, channels=1,
-            hunts=("memory_not_rescaled", "memory_denominator_not_rescaled", "memory_maximum_of_chunk"),
+            targets=("memory_not_rescaled", "memory_denominator_not_rescaled", "memory_maximum_of_chunk"),
         ),
         _compress(
             "compress-many-frames", 213, (2, 6), [hours], 6,
             "the last, shorter chunk is dropped, or ages of a year and more lose their digits or fold",
             sharp=2, patch=[1, 3], channels=1, static_channels=0, heads=1, position_octaves=6,
-            hunts=("last_chunk_dropped", "age_in_days", "age_clamped"),
+            targets=("last_chunk_dropped", "age_in_days", "age_clamped"),
         ),
         _compress(
             "compress-tall", 214, (6, 3), [[3, 9, 27, 81], [2, 4, 8, 16], [5, 10, 15, 20]], 3,
@@ -225,13 +229,13 @@ def _codes() -> list[Recipe]:
     return [
         code_recipe("memory/compress-position-code", None, 4, Bound(64, why.format("4 pi"), scale=1.0)),
         code_recipe(
-            "memory/compress-age-code", 100.1, 4, Bound(64, why.format("4 pi"), scale=1.0), hunts=("age_in_days",)
+            "memory/compress-age-code", 100.1, 4, Bound(64, why.format("4 pi"), scale=1.0), targets=("age_in_days",)
         ),
         code_recipe("memory/compress-old-age-code", 1065000.1, 4, Bound(192, why.format("11 pi"), scale=1.0)),
     ]
 
 
-def _integers(name: str, score: Sequence[float], meaning: str, requirement: str, hunts: tuple[str, ...]) -> Recipe:
+def _integers(name: str, score: Sequence[float], meaning: str, requirement: str, targets: tuple[str, ...]) -> Recipe:
     """Frames of integers whose first feature is the score: the memory is the mean of the frames that have the largest.
 
     d = 4, so 1/sqrt(d) is a power of two, and the query asks for feature 0 of the first head and -0 of the second's.
@@ -255,7 +259,7 @@ def _integers(name: str, score: Sequence[float], meaning: str, requirement: str,
         f"memory/{name}", "compress", (requirement, "MEM-2", "TOK-2", "NUM-1"), CORE,
         Bound(4, "integers, e^0 and e^-1000 are exact; a division by one, two or four frames rounds"), meaning,
         inputs | {"age": np.arange(1.0, len(score) + 1)[None]}, {"config": c, "chunk": 2},
-        {"memory": memory.reshape(1, 2, 1, 8)}, hunts=hunts,
+        {"memory": memory.reshape(1, 2, 1, 8)}, targets=targets,
     )  # fmt: skip
 
 
@@ -288,7 +292,7 @@ def _refusals() -> list[Recipe]:
     def refuses(name: str, requirement: str, why: str, meaning: str, **change: Array) -> Recipe:
         return Recipe(
             f"memory/refuses-{name}", "compress", (requirement, "CONV-10"), CORE, MustReject(why), meaning,
-            valid | change, params, neighbour=(valid, params),
+            valid | change, params, valid_counterpart=(valid, params),
         )  # fmt: skip
 
     def aged(age: float) -> Array:

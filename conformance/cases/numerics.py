@@ -36,9 +36,9 @@ def _codes() -> list[Recipe]:
         for dtype in NARROW
         for recipe in (
             code_recipe(f"numerics/position-code-{dtype}", None, 8, bound, dtype=dtype, profiles=LOW,
-                        hunts=("position_narrow",)),
+                        targets=("position_narrow",)),
             code_recipe(f"numerics/age-code-{dtype}", 177500.3, 8, bound, dtype=dtype, profiles=LOW,
-                        hunts=("age_narrow",)),
+                        targets=("age_narrow",)),
         )
     ]  # fmt: skip
 
@@ -51,7 +51,7 @@ def _compression(dtype: str) -> Recipe:
     return Recipe(
         f"numerics/compress-{dtype}", "compress", ("NUM-9", "TOK-9", "MEM-4"), LOW, chain,
         f"products have fewer bits than {dtype}, or ages and positions are rounded before their codes are made",
-        inputs, {"config": c, "chunk": 3}, hunts=("tf32_products", "age_narrow", "position_narrow"), dtype=dtype,
+        inputs, {"config": c, "chunk": 3}, targets=("tf32_products", "age_narrow", "position_narrow"), dtype=dtype,
     )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def _long_history(dtype: str) -> Recipe:
         f"numerics/long-history-{dtype}", "compress", ("MEM-3", "MEM-4"), LOW,
         Bound(4 if dtype == "bfloat16" else 324, why),
         "sums over many frames stop growing: the state between chunks has too few bits", inputs,
-        {"config": c, "chunk": 1}, {"memory": np.array([[[[0.5, 1, 1.5, 2]]]])}, hunts=("memory_state_narrow",),
+        {"config": c, "chunk": 1}, {"memory": np.array([[[[0.5, 1, 1.5, 2]]]])}, targets=("memory_state_narrow",),
         dtype=dtype,
     )  # fmt: skip
 
@@ -96,17 +96,17 @@ def _networks(dtype: str) -> list[Recipe]:
         network_recipe(
             f"numerics/denoise-{dtype}", 610, (4, 4), [0.7],
             f"products have fewer bits than {dtype}: reduced precision is switched on, or weights are stored in less",
-            profiles=LOW, dtype=dtype, requirements=("NUM-9",), hunts=("tf32_products",), width=8,
+            profiles=LOW, dtype=dtype, requirements=("NUM-9",), targets=("tf32_products",), width=8,
         ),
         network_recipe(
             f"numerics/denoise-quiet-{dtype}", 611, (4, 4), [0.002], "x passes through the network's dtype, or D does",
-            profiles=LOW, dtype=dtype, requirements=("NUM-9", "EDM-1"), hunts=("skip_narrow", "denoised_narrow"),
+            profiles=LOW, dtype=dtype, requirements=("NUM-9", "EDM-1"), targets=("skip_narrow", "denoised_narrow"),
             width=4,
         ),
         network_recipe(
             f"numerics/denoise-level-{dtype}", 615, (2, 4), [_between(1.0031), _between(1.0013)],
             "the noise level is rounded to the network's dtype before its logarithm is taken",
-            profiles=LOW, dtype=dtype, requirements=("NUM-9", "NET-1", "NET-9", "CONV-9"), hunts=("sigma_narrow",),
+            profiles=LOW, dtype=dtype, requirements=("NUM-9", "NET-1", "NET-9", "CONV-9"), targets=("sigma_narrow",),
             width=6, noise_features=208, change=change,
         ),
     ]  # fmt: skip
@@ -120,7 +120,7 @@ def _scores(dtype: str) -> Recipe:
         f"numerics/huge-scores-{dtype}", "memory", ("MEM-6",), LOW,
         Bound(4, "e^0 = 1 and e^-1024 = 0 are exact, sums of two small integers too"),
         f"scores of 1e4 overflow in {dtype}", {"score": score, "value": value}, {"chunks": [1, 1, 2, 1, 3]},
-        {"memory": (value[:, 2] + value[:, 5]) / 2}, hunts=("memory_not_shifted",), dtype=dtype,
+        {"memory": (value[:, 2] + value[:, 5]) / 2}, targets=("memory_not_shifted",), dtype=dtype,
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def _gate(dtype: str) -> Recipe:
         f"numerics/gate-{dtype}", "gate", ("NET-9", "ATT-4"), LOW,
         Bound(4, "softplus is alpha to the last digit, the argument float64; one rounding", scale=1.0),
         "sigma, its logarithm or the gate's argument is rounded to the network's dtype", inputs, {},
-        {"gamma": gate(**inputs)}, hunts=("sigma_narrow",), dtype=dtype,
+        {"gamma": gate(**inputs)}, targets=("sigma_narrow",), dtype=dtype,
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _attention(dtype: str) -> Recipe:
     inputs = {name: draw(rng, 1, 2, 24, 4) for name in ("q", "k", "v")}
     return Recipe(
         f"numerics/attention-{dtype}", "attention", ("ATT-1", "NUM-9"), LOW, Chain("one attention over 24 keys"),
-        "softmax weights have fewer bits than the dtype", inputs, {"window": None}, hunts=("tf32_products",),
+        "softmax weights have fewer bits than the dtype", inputs, {"window": None}, targets=("tf32_products",),
         dtype=dtype,
     )  # fmt: skip
 
@@ -157,7 +157,7 @@ def _embedding(dtype: str) -> Recipe:
     return Recipe(
         f"numerics/embed-history-{dtype}", "embed_history", ("TOK-9",), LOW, Chain("a patch embedding and two codes"),
         "positions or ages are rounded to the network's dtype before their codes are made",
-        inputs | fields | {"position": position}, {"config": c}, hunts=("age_narrow", "position_narrow"), dtype=dtype,
+        inputs | fields | {"position": position}, {"config": c}, targets=("age_narrow", "position_narrow"), dtype=dtype,
     )  # fmt: skip
 
 

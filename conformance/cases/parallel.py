@@ -122,7 +122,7 @@ def _refused_shares() -> list[Recipe]:
     ]  # fmt: skip
     return [
         Recipe(f"parallel/shares-refuses-{name}", "shares", ("PAR-4",), PARALLEL, MustReject(why), meaning, {},
-               good | change, neighbour=({}, good))
+               good | change, valid_counterpart=({}, good))
         for name, change, why, meaning in wrong
     ]  # fmt: skip
 
@@ -140,7 +140,7 @@ def extents_of(x: Array, y_axis: Axis, x_axis: Axis) -> list[Array]:
 
 
 def _gather(
-    name: str, sizes: Mapping[str, int], y: Axis, x: Axis, samples: int, meaning: str, hunts: tuple[str, ...]
+    name: str, sizes: Mapping[str, int], y: Axis, x: Axis, samples: int, meaning: str, targets: tuple[str, ...]
 ) -> Recipe:
     rng = np.random.default_rng(900)
     state = rng.integers(-99, 100, (samples, 1, y["length"], x["length"])).astype(np.float64)
@@ -152,7 +152,7 @@ def _gather(
     params = {"mesh": dict(sizes), "y": y, "x": x, "together": 2}
     return Recipe(
         f"parallel/gather-{name}", "parallel_gather", ("PAR-8", "PAR-9", "PAR-2"), PARALLEL, Exact("copies"), meaning,
-        {"x": state}, params, expected, hunts=hunts,
+        {"x": state}, params, expected, targets=targets,
     )  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def _denoises() -> list[Recipe]:
     ]  # fmt: skip
     return [
         Recipe(f"parallel/denoise-{name}-{where}", "parallel_denoise", cited, PARALLEL, DENOISE, meaning, inputs,
-               params | {"mesh": sizes}, hunts=tp)
+               params | {"mesh": sizes}, targets=tp)
         for name, (inputs, params), wanted, cited, meaning in problems
         for where, sizes in meshes(*wanted)
     ]  # fmt: skip
@@ -305,7 +305,7 @@ def _steps() -> list[Recipe]:
          ["one", "fsdp4", "ddp4", "ddp2-fsdp2"], ("PAR-2", "PAR-12", "PAR-13", "PAR-14", "EDM-11"),
          "batches that do not come out even, or replicas of shards, weigh samples otherwise"),
     ]  # fmt: skip
-    hunts = (
+    targets = (
         "f_without_sum", "g_summed_twice", "tile_gradients_averaged", "tile_gradients_not_summed",
         "data_gradients_summed", "loss_mean_of_ranks", "loss_mean_of_tile_ranks", "norm_of_tp_part",
         "norm_of_fsdp_part", "norm_replicated_twice", "context_without_f", "memory_without_f",
@@ -313,7 +313,7 @@ def _steps() -> list[Recipe]:
     )  # fmt: skip
     return [
         Recipe(f"parallel/{name}-{where}", "parallel_gradients", cited, PARALLEL, chain, meaning, inputs,
-               params | {"mesh": sizes}, hunts=hunts)
+               params | {"mesh": sizes}, targets=targets)
         for name, (inputs, params), wanted, cited, meaning in problems
         for where, sizes in meshes(*wanted)
     ]  # fmt: skip
@@ -359,10 +359,10 @@ def _ensembles() -> list[Recipe]:
         ("solve", _solve(), ["tile2", "tp2"], ("PAR-5", "PAR-11", "GUIDE-5"),
          "sums of the solver are those of a rank's own points, or gradients stay on the rank that makes them"),
     ]  # fmt: skip
-    hunts = ("member_of_rank", "members_other_order", "halo_kept", "halo_detached", "gradient_of_own_points")
+    targets = ("member_of_rank", "members_other_order", "halo_kept", "halo_detached", "gradient_of_own_points")
     return [
         Recipe(f"parallel/{name}-{where}", "parallel_ensemble", cited, PARALLEL, chain, meaning, inputs,
-               params | {"mesh": sizes}, hunts=hunts)
+               params | {"mesh": sizes}, targets=targets)
         for name, (inputs, params), wanted, cited, meaning in problems
         for where, sizes in meshes(*wanted)
     ]  # fmt: skip
@@ -379,7 +379,7 @@ def _refusals() -> list[Recipe]:
         name: str, op: str, why: str, meaning: str, bad: tuple[Arrays, Params], good: tuple[Arrays, Params], *ids: str
     ) -> Recipe:
         return Recipe(f"parallel/refuses-{name}", op, ids or ("PAR-4",), PARALLEL, MustReject(why), meaning, *bad,
-                      neighbour=good)  # fmt: skip
+                      valid_counterpart=good)  # fmt: skip
 
     def on(values: Params, *sizes: int) -> dict[str, Any]:
         return {**values, "mesh": mesh(*sizes)}

@@ -352,12 +352,12 @@ def _refusals() -> list[Recipe]:
         sides = _refused_states(bad, i % 2 == 1), _refused_states(good, i % 2 == 1)
         found.append(
             Recipe(f"tiling/refuses-{name}", "tiled_denoise", (requirement, "CONV-10"), ("tiling",), MustReject(why),
-                   meaning, *sides[0], neighbour=sides[1])
+                   meaning, *sides[0], valid_counterpart=sides[1])
         )  # fmt: skip
         if i < 6:
             found.append(
                 Recipe(f"tiling/geometry-refuses-{name}", "tile_geometry", (requirement,), ("tiling",),
-                       MustReject(why), meaning, {}, bad, neighbour=({}, good))
+                       MustReject(why), meaning, {}, bad, valid_counterpart=({}, good))
             )  # fmt: skip
     return [*found, *_other_grids(), *_network_refusals()]
 
@@ -374,7 +374,7 @@ def _other_grids() -> list[Recipe]:
         found.append(
             Recipe(f"tiling/refuses-{name}-grid", "tiled_denoise", ("TILE-6", "CONV-10"), ("tiling",),
                    MustReject(f"the state has {columns} columns, the tiling 16"), meaning, other, params,
-                   neighbour=(inputs, params))
+                   valid_counterpart=(inputs, params))
         )  # fmt: skip
     return found
 
@@ -391,7 +391,8 @@ def _network_refusals() -> list[Recipe]:
             params = {"config": own, "chunk": 1, "periodic": bad["periodic"], "y": plain, "together": 4}
             found.append(
                 Recipe(f"tiling/network-refuses-{name}", "denoise_tiled", (requirement, "CONV-10"), ("tiling",),
-                       MustReject(why), meaning, inputs, params | {"x": bad}, neighbour=(inputs, params | {"x": good}))
+                       MustReject(why), meaning, inputs, params | {"x": bad},
+                       valid_counterpart=(inputs, params | {"x": good}))
             )  # fmt: skip
     return found
 

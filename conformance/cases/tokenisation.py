@@ -57,7 +57,7 @@ def _moves() -> list[Recipe]:
             {"x": x},
             {"patch": [2, 3]},
             {"tokens": tokens},
-            hunts=("tokens_column_major", "tokens_channel_last", "token_columns_before_rows"),
+            targets=("tokens_column_major", "tokens_channel_last", "token_columns_before_rows"),
         ),
         Recipe(
             "tokenisation/bits",
@@ -231,7 +231,7 @@ def _codes() -> list[Recipe]:
             zero | field | {"weights.embed_position.weight": np.eye(16), "position": position},
             {"config": c},
             {"tokens": position_code(position, 4)[None]},
-            hunts=("fourier_interleaved", "fourier_cosines_first", "fourier_octaves_from_one"),
+            targets=("fourier_interleaved", "fourier_cosines_first", "fourier_octaves_from_one"),
         ),
     ]
 
@@ -262,7 +262,7 @@ def _embeddings() -> list[Recipe]:
             "frames share one age or one static field, or age is in another unit or scale",
             past,
             {"config": c},
-            hunts=("age_in_days", "age_natural_logarithm", "age_shared"),
+            targets=("age_in_days", "age_natural_logarithm", "age_shared"),
         ),
         _embed(
             "embed-single",
@@ -295,7 +295,7 @@ def _refusals() -> list[Recipe]:
             "rows that do not fill a patch are cropped or padded in silence",
             {"x": x},
             {"patch": [3, 3]},
-            neighbour=({"x": x}, {"patch": [2, 3]}),
+            valid_counterpart=({"x": x}, {"patch": [2, 3]}),
         ),
         Recipe(
             "tokenisation/refuses-columns",
@@ -306,7 +306,7 @@ def _refusals() -> list[Recipe]:
             "columns that do not fill a patch are cropped or padded in silence",
             {"x": x},
             {"patch": [2, 2]},
-            neighbour=({"x": x}, {"patch": [2, 3]}),
+            valid_counterpart=({"x": x}, {"patch": [2, 3]}),
         ),
         Recipe(
             "tokenisation/refuses-rows-of-tokens",
@@ -317,7 +317,7 @@ def _refusals() -> list[Recipe]:
             "tokens that do not fill their rows are dropped or repeated",
             {"tokens": tokens},
             {"patch": [2, 2], "rows": 4},
-            neighbour=({"tokens": tokens}, {"patch": [2, 2], "rows": 3}),
+            valid_counterpart=({"tokens": tokens}, {"patch": [2, 2], "rows": 3}),
         ),
         Recipe(
             "tokenisation/refuses-date-line-jump",
@@ -328,7 +328,7 @@ def _refusals() -> list[Recipe]:
             "longitudes that jump at the date line are averaged across the jump",
             {"latitude": np.array([10.0, 5]), "longitude": np.array([345.0, 350, 355, 0, 5, 10])},
             {"kind": "sphere", "patch": [2, 2]},
-            neighbour=(
+            valid_counterpart=(
                 {"latitude": np.array([10.0, 5]), "longitude": np.array([345.0, 350, 355, 360, 365, 370])},
                 {"kind": "sphere", "patch": [2, 2]},
             ),

@@ -29,14 +29,14 @@ def _dyadic(rng: np.random.Generator, *shape: int) -> Array:
 
 def _recipe(
     name: str, op: str, requirements: tuple[str, ...], judge: Judge, meaning: str, inputs: Arrays,
-    params: Params | None = None, expected: Arrays | None = None, neighbour: Arrays | None = None,
-    hunts: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
+    params: Params | None = None, expected: Arrays | None = None, valid_counterpart: Arrays | None = None,
+    targets: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
 ) -> Recipe:  # fmt: skip
-    """A case of this chapter; a valid neighbour has the same params."""
+    """A case of this chapter; a valid counterpart has the same params."""
     settings = params or {}
-    other = None if neighbour is None else (neighbour, settings)
+    other = None if valid_counterpart is None else (valid_counterpart, settings)
     return Recipe(
-        f"verification/{name}", op, requirements, profiles, judge, meaning, inputs, settings, expected, other, hunts
+        f"verification/{name}", op, requirements, profiles, judge, meaning, inputs, settings, expected, other, targets
     )
 
 
@@ -56,7 +56,7 @@ def _crps(members: Array, truth: Array, fair: bool) -> Array:
 
 def _crps_case(
     name: str, requirements: tuple[str, ...], members: Array, truth: Array, fair: bool, meaning: str,
-    hunts: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
+    targets: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
 ) -> Recipe:  # fmt: skip
     m, scale = len(members), float(np.abs(members - truth).max())
     why = (
@@ -67,7 +67,7 @@ def _crps_case(
     expected = {"crps": _crps(members, truth, fair)}
     bound = Bound(16 * m, why, scale=scale)
     return _recipe(
-        name, "crps", requirements, bound, meaning, inputs, {"fair": fair}, expected, hunts=hunts, profiles=profiles
+        name, "crps", requirements, bound, meaning, inputs, {"fair": fair}, expected, targets=targets, profiles=profiles
     )
 
 
@@ -111,12 +111,12 @@ def _crps_cases() -> list[Recipe]:
         _recipe(
             "refuses-one-fair-member", "crps", ("VER-2", "CONV-10"), MustReject("M (M - 1) = 0 for one member"),
             "the fair score of one member is NaN or inf instead of an error", {"members": members[:1], "truth": truth},
-            {"fair": True}, neighbour={"members": members[:2], "truth": truth},
+            {"fair": True}, valid_counterpart={"members": members[:2], "truth": truth},
         ),
         _recipe(
             "refuses-other-points", "crps", ("CONV-10",), MustReject("members of 5 points, a truth of one"),
             "a truth of another shape is broadcast", {"members": members, "truth": truth[:1]}, {"fair": False},
-            neighbour={"members": members, "truth": truth},
+            valid_counterpart={"members": members, "truth": truth},
         ),
     ]  # fmt: skip
 
@@ -148,7 +148,7 @@ def _spread_skill(members: Array, truth: Array, weights: list[Fraction], points:
 def _skill_case(
     name: str, requirements: tuple[str, ...], members: Array, truth: Array, meaning: str,
     weights: list[float] | None = None, mask: list[bool] | None = None, hide: bool = False,
-    hunts: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
+    targets: tuple[str, ...] = (), profiles: tuple[str, ...] = SCORES,
 ) -> Recipe:  # fmt: skip
     """hide: truth and members are NaN where the mask leaves points out."""
     points = [p for p in range(truth.size) if mask is None or mask[p]]
@@ -171,7 +171,7 @@ def _skill_case(
         inputs,
         {},
         expected,
-        hunts=hunts,
+        targets=targets,
         profiles=profiles,
     )
 
@@ -186,29 +186,30 @@ def _skill_cases() -> list[Recipe]:
         _skill_case(
             "spread-skill", ("VER-4", "VER-6", "VER-7", "VER-8"), members, truth,
             "masked points are multiplied by zero (NaN), the variance has M instead of M - 1, or 1 + 1/M is missing",
-            weights, mask, hide=True, hunts=("average_masked_by_zero", *population), profiles=SMOKE,
+            weights, mask, hide=True, targets=("average_masked_by_zero", *population), profiles=SMOKE,
         ),
         _skill_case(
             "spread-skill-plain", ("VER-6", "VER-7", "VER-8"), members, truth,
-            "the variance has M instead of M - 1, or 1 + 1/M is missing", hunts=population,
+            "the variance has M instead of M - 1, or 1 + 1/M is missing", targets=population,
         ),
         _skill_case(
             "spread-skill-two", ("VER-7", "VER-8"), members[:2], truth, "two members: 1/(M - 1) is 1", weights,
-            hunts=population,
+            targets=population,
         ),
         _skill_case(
             "spread-skill-patchy", ("VER-6", "VER-7"), patchy, np.array([0.0, 0.0, 0.25, -2.0]),
             "roots are taken before the mean over points: patchy errors come out too small",
-            hunts=("spread_mean_of_roots",),
+            targets=("spread_mean_of_roots",),
         ),
         _skill_case(
             "spread-skill-weights", ("VER-4", "VER-6", "VER-7"), members, truth,
             "weights are not divided by their sum, or by that of all points instead of the selected ones",
-            [3.0, 0.0, 5.0, 0.25, 8.0, 1.0], [True, True, False, True, True, True], hunts=("average_over_all_points",),
+            [3.0, 0.0, 5.0, 0.25, 8.0, 1.0], [True, True, False, True, True, True],
+            targets=("average_over_all_points",),
         ),
         _skill_case(
             "spread-skill-far", ("VER-6", "VER-7", "VER-10"), members + 1024, truth + 1024,
-            "the variance is a difference of mean squares, or in single precision", hunts=("average_in_float32",),
+            "the variance is a difference of mean squares, or in single precision", targets=("average_in_float32",),
         ),
         _recipe(
             "spread-skill-nan", "spread_skill", ("VER-4", "NUM-11"),
@@ -217,7 +218,7 @@ def _skill_cases() -> list[Recipe]:
             {"members": members, "truth": np.array([*truth[:5].tolist(), np.nan])}, {},
             _spread_skill(members, truth, [Fraction(1)] * 6, list(range(6)))
             | dict.fromkeys(("rmse", "ratio"), np.array(np.nan)),
-            hunts=("average_skips_nan",),
+            targets=("average_skips_nan",),
         ),
         *_skill_refusals(members, truth),
     ]  # fmt: skip
@@ -228,10 +229,10 @@ def _skill_refusals(members: Array, truth: Array) -> list[Recipe]:
     balanced = {"members": np.array([[1.0, -2.0], [3.0, 2.0]]), "truth": np.array([2.0, 0.0])}
     masked = valid | {"weights": np.ones(6), "mask": np.array([True] + 5 * [False])}
 
-    def case(name: str, requirement: str, why: str, meaning: str, inputs: Arrays, neighbour: Arrays) -> Recipe:
+    def case(name: str, requirement: str, why: str, meaning: str, inputs: Arrays, valid_counterpart: Arrays) -> Recipe:
         return _recipe(
             f"refuses-{name}", "spread_skill", (requirement, "CONV-10"), MustReject(why), meaning, inputs, {}, None,
-            neighbour,
+            valid_counterpart,
         )  # fmt: skip
 
     return [
@@ -279,12 +280,12 @@ def _averages() -> list[Recipe]:
         _recipe(
             "average-masked-nan", "average", ("VER-4", "NUM-11", "CONV-7"), few,
             "points outside the mask are multiplied by zero, and NaN spreads", {"score": hidden} | parts, {}, mean,
-            hunts=("average_masked_by_zero",),
+            targets=("average_masked_by_zero",),
         ),
         _recipe(
             "average-selected-nan", "average", ("VER-4", "NUM-11"), few,
             "a NaN at a selected point is left out in silence",
-            {"score": shown} | parts, {}, {"average": np.array(np.nan)}, hunts=("average_skips_nan",),
+            {"score": shown} | parts, {}, {"average": np.array(np.nan)}, targets=("average_skips_nan",),
         ),
         _recipe(
             "refuses-average-of-nothing", "average", ("VER-4",), MustReject("no point is selected"),
@@ -307,7 +308,7 @@ def _areas() -> list[Recipe]:
             "area-weights", "area_weights", ("VER-5", "CONV-3"), Ulp(math.ceil(2 + 3 * 1.6 / pole), why),
             "sine for cosine, degrees for radians, or weights divided by their mean", {"latitude": np.array(latitude)},
             {},
-            {"weights": cosines}, hunts=("area_weights_radians", "area_weights_sine"),
+            {"weights": cosines}, targets=("area_weights_radians", "area_weights_sine"),
         ),
         _recipe(
             "area-weights-poles", "area_weights", ("VER-5",),
@@ -324,7 +325,7 @@ def _areas() -> list[Recipe]:
 
 
 def _rank_case(
-    name: str, members: Array, truth: Array, meaning: str, *hunts: str, mask: list[bool] | None = None,
+    name: str, members: Array, truth: Array, meaning: str, *targets: str, mask: list[bool] | None = None,
     profiles: tuple[str, ...] = SCORES,
 ) -> Recipe:  # fmt: skip
     points = [p for p in range(truth.size) if mask is None or mask[p]]
@@ -335,7 +336,7 @@ def _rank_case(
     return _recipe(
         name, "rank_histogram", ("VER-9",), Exact("no member equals the truth: counts alone"), meaning, inputs,
         {"seed": 7},
-        {"counts": counts}, hunts=hunts, profiles=profiles,
+        {"counts": counts}, targets=targets, profiles=profiles,
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class Answer:
 def answer(port: Port, case: Case) -> Answer:
     """The port's answer, and whether the suite would fail it; a refusal's valid neighbour is asked as well."""
     dtype = case.dtype or port.dtype
-    if case.neighbour is not None:
+    if case.valid_counterpart is not None:
         return Answer(_outcome_of_call(port, case, dtype), {}, judge(port, case).verdict in FAILED)
     try:
         values = port.outputs(case.op, case.inputs, case.params, case.expected, dtype)
@@ -134,8 +134,8 @@ class LineUp:
         return {name: far for name, far in near.items() if far < FAR}
 
     def _near_law(self, law: Law) -> dict[str, float]:
-        """A law has no values to compare: mutants of its chapter, and those it hunts, which break it too."""
-        known = [name for name in self.ports if name in law.hunts or MUTANTS[name].chapter == law.chapter]
+        """A law has no values to compare: mutants of its chapter, and those it targets, which break it too."""
+        known = [name for name in self.ports if name in law.targets or MUTANTS[name].chapter == law.chapter]
         return {n: 0.0 for n in known if judge_law(self.ports[n], law, 0, shrink=False).verdict in FAILED}
 
     def _agreement(self, port: Port, names: Sequence[str], op: str) -> dict[str, float]:

@@ -132,7 +132,7 @@ def free_running(port: Port, reference: Adapter, case: Case, dtype: str) -> list
 def _part(reference: Adapter, case: Case, op: str, inputs: Arrays, params: Mapping[str, Any], dtype: str) -> Case:
     """A part of `case` as a case of its own: inputs rounded to the dtype, values and limits from the reference."""
     rounded = {name: _representable(op, name, value, dtype) for name, value in inputs.items()}
-    part = replace(case, op=op, inputs=rounded, params=params, expected={}, neighbour=None)
+    part = replace(case, op=op, inputs=rounded, params=params, expected={}, valid_counterpart=None)
     expected = _trace(reference, part, dtype, ())
     limits = monte_carlo(reference, op, rounded, params, expected, "a part on its own", 0, (dtype,))
     return replace(part, expected=expected, tolerance=limits)
@@ -144,8 +144,7 @@ def stages(port: Port, reference: Adapter, case: Case, dtype: str) -> list[tuple
     if plan is None:
         return []
     truth = {
-        name.removeprefix("probe."): value
-        for name, value in _trace(reference, case, dtype, probe_names(case)).items()
+        name.removeprefix("probe."): value for name, value in _trace(reference, case, dtype, probe_names(case)).items()
     }
     found = []
     for name, op, inputs, params in plan(case, truth):

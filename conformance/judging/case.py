@@ -47,8 +47,8 @@ class Recipe:
     inputs: Arrays = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     expected: Arrays | None = None
-    neighbour: tuple[Arrays, Mapping[str, Any]] | None = None
-    hunts: tuple[str, ...] = ()  # names of the mutants that it is made for
+    valid_counterpart: tuple[Arrays, Mapping[str, Any]] | None = None
+    targets: tuple[str, ...] = ()  # names of the mutants that it is made for
     dtype: str | None = None  # the dtype it is always run in; None: that of the run
     or_refused: bool = False  # the specification allows a refusal too
 
@@ -65,7 +65,7 @@ class Recipe:
         if self.dtype not in (None, *DTYPES):
             raise ValueError(f"{self.id}: the dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
         rejects = isinstance(self.judge, MustReject)
-        if rejects == (self.neighbour is None) or (rejects and (self.expected is not None or self.or_refused)):
+        if rejects == (self.valid_counterpart is None) or (rejects and (self.expected is not None or self.or_refused)):
             raise ValueError(f"{self.id}: a case either expects values, or must be rejected and has a valid neighbour")
 
 
@@ -82,8 +82,8 @@ class Case:
     inputs: Arrays
     params: Mapping[str, Any]
     expected: Arrays
-    neighbour: tuple[Arrays, Mapping[str, Any]] | None = None
-    hunts: tuple[str, ...] = ()
+    valid_counterpart: tuple[Arrays, Mapping[str, Any]] | None = None
+    targets: tuple[str, ...] = ()
     dtype: str | None = None
 
     @property
@@ -92,9 +92,9 @@ class Case:
         return self.id.split("/")[0]
 
     @property
-    def coarse(self) -> bool:
+    def public(self) -> bool:
         """Whether it counts for a profile."""
-        return OPERATIONS[self.op].coarse
+        return OPERATIONS[self.op].public
 
     @property
     def rejects(self) -> bool:

@@ -46,7 +46,7 @@ class Law:
     ops: tuple[str, ...]  # operations it calls: a port without one of them does not support the law
     meaning: str  # one line: what a failure says about the port
     check: Callable[[Port, Draw], None]
-    hunts: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     examples: int = 12
     dtype: str | None = None  # the dtype it is always run in; None: that of the run
 
@@ -67,9 +67,9 @@ class Law:
         return self.ops[0]
 
     @property
-    def coarse(self) -> bool:
-        """Whether it counts for a profile: it asks for coarse operations alone."""
-        return all(OPERATIONS[op].coarse for op in self.ops)
+    def public(self) -> bool:
+        """Whether it counts for a profile: it asks for public operations alone."""
+        return all(OPERATIONS[op].public for op in self.ops)
 
 
 def arrays(*shape: int, scale: float = 1.0) -> st.SearchStrategy[Array]:

@@ -37,7 +37,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     entry = {
         "id": subject.id,
         "op": subject.op,
-        "level": "coarse" if subject.coarse else "fine",
+        "level": "coarse" if subject.public else "fine",
         "profiles": list(subject.profiles),
         "requirements": list(subject.requirements),
         "dtype": outcome.dtype,

@@ -98,9 +98,9 @@ _Judged = tuple[str, str, Measured | None, str | None]
 
 def _judged(port: Port, case: Case, dtype: str) -> _Judged:
     try:
-        if case.neighbour is not None:
+        if case.valid_counterpart is not None:
             try:
-                port.call(case.op, *case.neighbour, dtype=dtype)
+                port.call(case.op, *case.valid_counterpart, dtype=dtype)
             except (Refused, Fault) as error:
                 return "error", f"the valid neighbour of this case raised {type(error).__name__}: {error}", None, None
         if isinstance(case.tolerance, MustReject):
@@ -240,7 +240,7 @@ def run_suite(
 
 def _profile(name: str, outcomes: Iterable[Outcome], expected: int | None) -> ProfileResult:
     mine = [o for o in outcomes if name in o.subject.profiles]
-    coarse = [o for o in mine if o.subject.coarse]
+    coarse = [o for o in mine if o.subject.public]
     return ProfileResult(
         len(coarse) if expected is None else expected,
         sum(o.verdict == "pass" for o in coarse),

@@ -56,7 +56,7 @@ def freeze(recipe: Recipe, reference: Adapter) -> Case:
 
     Raises VectorError for narrow inputs that bfloat16 cannot represent, and where the reference refuses.
     """
-    sides = [(recipe.inputs, recipe.params), *([recipe.neighbour] if recipe.neighbour else [])]
+    sides = [(recipe.inputs, recipe.params), *([recipe.valid_counterpart] if recipe.valid_counterpart else [])]
     for name, value in (pair for arrays, _ in sides for pair in arrays.items()):
         if OPERATIONS[recipe.op].is_narrow(name) and not np.array_equal(round_to(value, "bfloat16"), value, True):
             raise VectorError(f"{recipe.id}: input {name} is not representable in bfloat16; make it with cases.draw")
@@ -73,13 +73,13 @@ def freeze(recipe: Recipe, reference: Adapter) -> Case:
         )
     else:
         tolerance = recipe.judge
-        if recipe.neighbour is None and recipe.expected is None:
+        if recipe.valid_counterpart is None and recipe.expected is None:
             expected = _reference_values(recipe, reference)
     if recipe.or_refused:
         tolerance = Either(tolerance, "the specification allows a refusal as well")  # type: ignore[arg-type]
     return Case(
         recipe.id, recipe.op, recipe.requirements, recipe.profiles, tolerance, recipe.meaning, recipe.inputs,
-        recipe.params, expected, recipe.neighbour, recipe.hunts, recipe.dtype,
+        recipe.params, expected, recipe.valid_counterpart, recipe.targets, recipe.dtype,
     )  # fmt: skip
 
 
@@ -99,12 +99,12 @@ def case_to_json(case: Case) -> dict[str, Any]:
         "op": case.op,
         "requirements": list(case.requirements),
         "profiles": list(case.profiles),
-        "level": "coarse" if case.coarse else "fine",
+        "level": "coarse" if case.public else "fine",
         "dtype": case.dtype,
         "meaning": case.meaning,
-        "hunts": list(case.hunts),
+        "hunts": list(case.targets),
         "params": dict(case.params),
-        "neighbour": None if case.neighbour is None else dict(case.neighbour[1]),
+        "neighbour": None if case.valid_counterpart is None else dict(case.valid_counterpart[1]),
         "tolerance": to_json(case.tolerance),
     }
 
@@ -172,7 +172,13 @@ def write_aside(path: Path, data: bytes) -> None:
 
 
 def _parts(case: Case) -> dict[str, Arrays]:
-    return dict(zip(PARTS, (case.inputs, case.expected, case.neighbour[0] if case.neighbour else {}), strict=True))
+    return dict(
+        zip(
+            PARTS,
+            (case.inputs, case.expected, case.valid_counterpart[0] if case.valid_counterpart else {}),
+            strict=True,
+        )
+    )
 
 
 def _shared(cases: Iterable[Case]) -> dict[str, dict[str, str]]:
@@ -263,8 +269,8 @@ def _kept(recipe: Recipe, case: Case | None) -> Case | None:
     """The stored case under the recipe's words, if it was frozen from the same question; else None."""
     if case is None or (recipe.op, recipe.dtype) != (case.op, case.dtype) or not _same_judge(recipe, case):
         return None
-    asked = [(recipe.inputs, recipe.params), *([recipe.neighbour] if recipe.neighbour else [])]
-    stored = [(case.inputs, case.params), *([case.neighbour] if case.neighbour else [])]
+    asked = [(recipe.inputs, recipe.params), *([recipe.valid_counterpart] if recipe.valid_counterpart else [])]
+    stored = [(case.inputs, case.params), *([case.valid_counterpart] if case.valid_counterpart else [])]
     if len(asked) != len(stored) or (recipe.expected is not None and not _same(recipe.expected, case.expected)):
         return None
     for (inputs, params), (others, settings) in zip(asked, stored, strict=True):
@@ -328,7 +334,7 @@ def write_vectors(
     total = 0
     for chapter, cases in chapters.items():
         total += len(cases)
-        coarse.update(profile for case in cases if case.coarse for profile in case.profiles)
+        coarse.update(profile for case in cases if case.public for profile in case.profiles)
         shared = _shared(cases)
         contents = {
             f"{chapter}.safetensors": _chapter_arrays(cases, shared),

@@ -16,4 +16,4 @@ def all_laws() -> list[Law]:
 
 def count_by_profile() -> dict[str, int]:
     """How many coarse laws each profile has."""
-    return dict(Counter(profile for law in all_laws() if law.coarse for profile in law.profiles))
+    return dict(Counter(profile for law in all_laws() if law.public for profile in law.profiles))

@@ -317,16 +317,16 @@ def _statistics(port: Port, draw: Draw) -> None:
 
 def _law(
     name: str, op: str, requirements: tuple[str, ...], meaning: str, check: Any, examples: int = 5,
-    hunts: tuple[str, ...] = (), profiles: tuple[str, ...] = ("guidance",),
+    targets: tuple[str, ...] = (), profiles: tuple[str, ...] = ("guidance",),
 ) -> Law:  # fmt: skip
-    return Law(f"assimilation/law-{name}", requirements, profiles, tuple(op.split()), meaning, check, hunts, examples)
+    return Law(f"assimilation/law-{name}", requirements, profiles, tuple(op.split()), meaning, check, targets, examples)
 
 
 LAWS = (
     _law(
         "batching", "assimilate", ("DA-3",),
         "a member depends on which others are drawn, in what order or how many at once",
-        _batching, 3, hunts=("members_share_step_noise", "noise_by_batch_index"),
+        _batching, 3, targets=("members_share_step_noise", "noise_by_batch_index"),
     ),
     _law(
         "bayes", "assimilate", ("DA-1", "GUIDE-8"), "the exact method's ensemble has not Bayes' mean and covariance",

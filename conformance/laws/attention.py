@@ -199,26 +199,26 @@ def _block_identity(port: Port, draw: Draw) -> None:
 
 
 def _law(
-    name: str, op: str, check: Any, meaning: str, *requirements: str, hunts: tuple[str, ...] = (), examples: int = 12
+    name: str, op: str, check: Any, meaning: str, *requirements: str, targets: tuple[str, ...] = (), examples: int = 12
 ) -> Law:
-    return Law(f"attention/law-{name}", requirements, CORE, (op,), meaning, check, hunts, examples)
+    return Law(f"attention/law-{name}", requirements, CORE, (op,), meaning, check, targets, examples)
 
 
 LAWS = (
     _law("gate-rises", "gate", _gate_rises, "the gate falls as noise grows, or leaves 0 to 1", "ATT-4",
-         hunts=("gate_reversed", "gate_without_softplus")),
+         targets=("gate_reversed", "gate_without_softplus")),
     _law("gate-symmetric", "gate", _gate_symmetric, "the gate is not a sigmoid of ln sigma about beta", "ATT-4",
-         hunts=("gate_reversed", "gate_of_sigma")),
+         targets=("gate_reversed", "gate_of_sigma")),
     _law("order", "attention", _keys_permuted,
          "attention depends on the order of keys or queries: causal, or positions",
-         "ATT-1", hunts=("attention_causal",)),
+         "ATT-1", targets=("attention_causal",)),
     _law("key-shift", "attention", _keys_shifted,
          "a vector common to all keys changes the weights: softmax is not over keys",
-         "ATT-1", "ATT-5", hunts=("attention_over_queries",)),
+         "ATT-1", "ATT-5", targets=("attention_over_queries",)),
     _law("convex", "attention", _convex, "softmax weights are negative or do not add to one", "ATT-1"),
     _law("window-mean", "attention", _window_mean, "a window sees too few tokens, too many, or one of them twice",
          "ATT-6",
-         hunts=("window_duplicates", "window_rows_wrap", "window_radius_minus_one"), examples=24),
+         targets=("window_duplicates", "window_rows_wrap", "window_radius_minus_one"), examples=24),
     _law("window-blind", "attention", _window_blind,
          "tokens outside the window are heard, or a wide window is not none",
          "ATT-6", examples=16),
@@ -228,8 +228,8 @@ LAWS = (
     _law("block-order", "block", _block_permuted, "a block knows tokens by their place", "ATT-1", "ATT-3"),
     _law("block-extremes", "block", _block_extremes,
          "the branch that the gate shuts is still heard, or the other is shut",
-         "ATT-3", "ATT-4", hunts=("gate_reversed", "gate_exchanged"), examples=8),
+         "ATT-3", "ATT-4", targets=("gate_reversed", "gate_exchanged"), examples=8),
     _law("block-identity", "block", _block_identity, "a residual gate is missing, or the residual is normalised",
          "ATT-2", "ATT-3",
-         hunts=("residual_gate_missing",), examples=6),
+         targets=("residual_gate_missing",), examples=6),
 )  # fmt: skip

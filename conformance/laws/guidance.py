@@ -212,10 +212,17 @@ def _mirror(port: Port, draw: Draw) -> None:
 
 
 def _law(
-    name: str, requirements: tuple[str, ...], meaning: str, check: Any, examples: int = 8, hunts: tuple[str, ...] = ()
+    name: str, requirements: tuple[str, ...], meaning: str, check: Any, examples: int = 8, targets: tuple[str, ...] = ()
 ) -> Law:
     return Law(
-        f"guidance/law-{name}", requirements, ("guidance",), ("guided_mean",), meaning, check, hunts, examples=examples
+        f"guidance/law-{name}",
+        requirements,
+        ("guidance",),
+        ("guided_mean",),
+        meaning,
+        check,
+        targets,
+        examples=examples,
     )
 
 
@@ -226,7 +233,7 @@ LAWS = (
     _law(
         "linear", ("GUIDE-1",), "the correction is not linear in the innovation: clipped, or normalised by its size",
         _affine,
-        5, hunts=("dps_step_normalised",),
+        5, targets=("dps_step_normalised",),
     ),
     _law("order", ("GUIDE-1", "GUIDE-6"), "values, variances and rows of H belong to other observations", _order),
     _law("split", ("GUIDE-2", "GUIDE-3", "GUIDE-5"), "R is not a variance, or H^T does not add up", _split),
@@ -234,7 +241,7 @@ LAWS = (
     _law(
         "unit", ("CONV-5", "CONV-6", "GUIDE-6"),
         "a hidden unit: R as standard deviation, sigma for sigma^2, sigma_data of 1",
-        _unit, hunts=("variance_as_std", "guidance_sigma", "pigdm_sigma_data_one"),
+        _unit, targets=("variance_as_std", "guidance_sigma", "pigdm_sigma_data_one"),
     ),
     _law("bayes", ("GUIDE-5", "GUIDE-8"), "mmps is not the conditional mean of a Gaussian prior", _exact),
     _law("isotropic", ("GUIDE-3", "GUIDE-4"), "pigdm is not exact where it must be, or sda(0) not dps", _isotropic, 6),

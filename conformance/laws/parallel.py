@@ -141,8 +141,8 @@ LAWS = (
          "the denoised state depends on the mesh", examples=4, dtype="float64"),
     _law("ensemble", ("PAR-11", "PAR-18"), ("parallel_ensemble",), _ensemble,
          "members depend on the mesh: their noise is that of the rank, or their order is", examples=4,
-         dtype="float64", hunts=("member_of_rank", "members_other_order")),
+         dtype="float64", targets=("member_of_rank", "members_other_order")),
     _law("noise", ("PAR-18", "DA-3"), ("parallel_ensemble", "noise"), _noise,
          "a member is not drawn from the noise of its seed, analysis and number", examples=3, dtype="float64",
-         hunts=("member_of_rank",)),
+         targets=("member_of_rank",)),
 )  # fmt: skip

@@ -168,9 +168,9 @@ def _rank_ties(port: Port, draw: Draw) -> None:
 
 def _law(
     name: str, op: str, requirements: tuple[str, ...], meaning: str, check: Any, examples: int = 8,
-    hunts: tuple[str, ...] = (), profiles: tuple[str, ...] = ("scores",),
+    targets: tuple[str, ...] = (), profiles: tuple[str, ...] = ("scores",),
 ) -> Law:  # fmt: skip
-    return Law(f"verification/law-{name}", requirements, profiles, (op,), meaning, check, hunts, examples)
+    return Law(f"verification/law-{name}", requirements, profiles, (op,), meaning, check, targets, examples)
 
 
 LAWS = (

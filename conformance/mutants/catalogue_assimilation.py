@@ -36,9 +36,7 @@ def _keyed(change: Callable[[int, int, int], tuple[int, int, int]]) -> Patch:
     return (assimilation, "member_noise", noise)
 
 
-def _other_numbers(
-    make: Callable[[np.random.Generator, tuple[int, ...]], Any], key: str = ""
-) -> Patch:
+def _other_numbers(make: Callable[[np.random.Generator, tuple[int, ...]], Any], key: str = "") -> Patch:
     """Numbers of another kind or order from a generator that is as good."""
 
     def noise(seed: int, analysis: int, member: int, shape: Sequence[int], draws: int = 1) -> Tensor:

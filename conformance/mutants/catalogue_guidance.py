@@ -9,7 +9,7 @@ from torch import Tensor
 from conformance.adapters import reference as adapter
 from conformance.mutants.mutant import Patch, chapter, edit
 from storm_ref import edm, guidance, tiling
-from storm_ref.denoiser import bind
+from storm_ref.denoiser import denoiser
 from storm_ref.edm import Denoise
 from storm_ref.guidance import Observations, ObservationsLike
 
@@ -136,7 +136,7 @@ def _in_tiles(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[str, Tensor
             )
         return torch.cat(found)
 
-    return {"guided": tiling.tiled(local, made, p["together"])(i["x"], i["sigma"])}
+    return {"guided": tiling.blend_tiles(local, made, p["together"])(i["x"], i["sigma"])}
 
 
 def _seen_by(i: Mapping[str, Tensor], shape: tuple[int, ...], rows: Tensor, cols: Tensor) -> Observations | None:
@@ -158,7 +158,7 @@ def _untiled_jacobian(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[str
     """Values of the blended denoiser, Jacobian of the untiled one."""
     tiled = adapter._tiled_network(i, p)
     network = adapter._network(i, p)
-    whole = bind(network, adapter._condition(network, i, p))
+    whole = denoiser(network, adapter._condition(network, i, p))
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         once = whole(x, sigma)

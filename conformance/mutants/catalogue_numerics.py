@@ -15,7 +15,7 @@ from storm_ref.denoiser import Storm
 
 __all__ = ["COST", "NUMERICS"]
 
-_attention, _bind, _norm, _gradients = attention.attention, denoiser.bind, attention.layer_norm, adapter._gradients
+_attention, _bind, _norm, _gradients = attention.attention, denoiser.denoiser, attention.layer_norm, adapter._gradients
 _linear, _memory = cost.linear, cost.memory
 
 
@@ -115,7 +115,8 @@ NUMERICS = chapter(
     ("denoised_narrow", "D is returned with the digits of float32", "NUM-9 CONV-9",
      (edm, "precondition", edit(".to(x.dtype)", ".float().to(x.dtype)"))),
     ("tiles_in_bfloat16", "tiles' results are rounded to bfloat16 before the blend", "NUM-9 TILE-5",
-     (tiling, "tiled", edit("tile.weight.to(value) * value", "tile.weight.to(value) * value.bfloat16().to(value)"))),
+     (tiling, "blend_tiles",
+      edit("tile.weight.to(value) * value", "tile.weight.to(value) * value.bfloat16().to(value)"))),
     ("gradients_in_eight_bits", "gradients are stored in eight bits", "NUM-9 EDM-3",
      (adapter, "_gradients", _small_gradients)),
     ("bits_wander", "sums run in another order at every call", "NUM-12", (attention, "attention", _wandering_order)),

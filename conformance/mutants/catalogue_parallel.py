@@ -22,7 +22,7 @@ from storm_ref.parallel.mesh import Mesh, World
 __all__ = ["PARALLEL"]
 
 _tensor_parallel, _cut, _shard_weights, _gather = (
-    tensor.tensor_parallel, tensor.cut, shard.shard_weights, tile.Tiles.gather,
+    tensor.tensor_parallel, tensor.cut, shard.shard_weights, tile.ShardedTiles.gather,
 )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def _swapped(self: tile.Exchange, rows: Tensor) -> Tensor:
     return torch.cat(parts)[self.back]
 
 
-def _not_wrapped(self: tile.Tiles, x: Tensor) -> list[Tensor]:
+def _not_wrapped(self: tile.ShardedTiles, x: Tensor) -> list[Tensor]:
     """The first and the last rank of the circle are no neighbours: what crosses the date line stays zero."""
     found = _gather(self, x)
     for batch, extents in zip(self.batches, found, strict=True):
@@ -88,7 +88,7 @@ def _not_wrapped(self: tile.Tiles, x: Tensor) -> list[Tensor]:
     return found
 
 
-def _halo_kept(self: tile.Tiles, x: Tensor) -> list[Tensor]:
+def _halo_kept(self: tile.ShardedTiles, x: Tensor) -> list[Tensor]:
     """Halos are sent at the first evaluation and kept: later ones see their neighbours as they were."""
     found = _gather(self, x)
     kept = self.__dict__.setdefault("_kept", [extents.detach().clone() for extents in found])
@@ -130,7 +130,7 @@ def _summed(root: nn.Module, network: Storm, world: World, keep: bool = False) -
 
 
 def _fsdp_first(self: World) -> int:
-    return self.place["fsdp"] * self.mesh.ddp + self.place["ddp"]
+    return self.coordinates["fsdp"] * self.mesh.ddp + self.coordinates["ddp"]
 
 
 _COUNT = 'world.sum(count, "ddp", "fsdp", *(["tile"] if sharded else []))'
@@ -153,7 +153,8 @@ PARALLEL = chapter(
      (World, "data_rank", property(_fsdp_first))),
     ("tile_rank_of_world", "a rank's tiles are those of its number in the world, not of its place on the tile axis",
      "PAR-2 PAR-8",
-     _edited(tile.Tiles, "__init__", 'self.rank = world.place["tile"]', "self.rank = world.rank % world.mesh.tile")),
+     _edited(tile.ShardedTiles, "__init__",
+             'self.rank = world.coordinates["tile"]', "self.rank = world.rank % world.mesh.tile")),
     ("share_rounded_up", "shares are chunks of ceil(n / R): the last ranks get few, or nothing", "PAR-3",
      _edited(mesh, "share", _RANGE,
              "range(min(rank * -(-count // ranks), count), min((rank + 1) * -(-count // ranks), count))")),
@@ -181,12 +182,12 @@ PARALLEL = chapter(
     ("halo_of_other_neighbour", "the halo of the rank before and of the one behind are exchanged", "PAR-9",
      (tile.Exchange, "pull", _swapped)),
     ("halo_not_wrapped", "nothing is sent across the date line", "PAR-9 TILE-3",
-     (tile.Tiles, "gather", _not_wrapped)),
+     (tile.ShardedTiles, "gather", _not_wrapped)),
     ("halo_order_not_undone", "rows from other ranks are put where they came from, by the permutation in place of its "
      "inverse", "PAR-9",
      _edited(tile.Exchange, "__init__", "torch.argsort(order).to(world.device)", "order.to(world.device)")),
     ("halo_kept", "halos are those of the first evaluation", "PAR-9 TILE-7",
-     (tile.Tiles, "gather", _halo_kept)),
+     (tile.ShardedTiles, "gather", _halo_kept)),
     ("halo_detached", "gradients of halos do not go back to their owners", "PAR-9",
      (tile._AllToAll, "backward", staticmethod(_own_rows))),
     ("results_in_tile_order", "an owner takes what it is sent for rows of its points in order", "PAR-10",
@@ -222,5 +223,6 @@ PARALLEL = chapter(
     ("members_other_order", "members are gathered along ddp before fsdp", "PAR-18",
      _edited(ensemble, "gather_members", '("fsdp", "ddp")', '("ddp", "fsdp")')),
     ("ranks_fail_alone", "a rank that cannot go on stops without telling the others", "PAR-19",
-     _edited(ensemble, "draw_shared", "world.agree(error)", "if error is not None:\n        raise ValueError(error)")),
+     _edited(ensemble, "draw_shared", "world.raise_together(error)",
+             "if error is not None:\n        raise ValueError(error)")),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from storm_ref.tiling import Axis, Tile, Tiling
 
 __all__ = ["TILING"]
 
-_weights, _extents, _tiles, _bind_tiled = tiling.weights, tiling.extents, tiling.tiles, tiling.bind_tiled
+_weights, _extents, _tiles, _bind_tiled = tiling.weights, tiling.extents, tiling.tiles, tiling.tiled_denoiser
 _crop = Condition.crop
 
 
@@ -124,7 +124,7 @@ _BLEND = "out[..., tile.rows[:, None], tile.cols] += tile.weight.to(value) * val
 
 
 def _tiled(*pieces: str) -> Patch:
-    return (tiling, "tiled", edit(*pieces))
+    return (tiling, "blend_tiles", edit(*pieces))
 
 
 def _axis(name: str, *pieces: str) -> Patch:
@@ -166,7 +166,7 @@ def _members_before_tiles(network: Storm, condition: Condition, made: Tiling, to
         mixed = Condition(parts.static[order], parts.memory[order], parts.position[order], parts.periodic)
         return precondition(lambda c, s: network(c, s, mixed), z, sigma, network.config.sigma_data, dtype)
 
-    return tiling.tiled(local, made, together)
+    return tiling.blend_tiles(local, made, together)
 
 
 def _blended_at_the_end(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -180,7 +180,7 @@ def _blended_at_the_end(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[s
             z = (p["own"] * z + average + field.repeat_interleave(members, 0)) / (1 + sigma**2)[:, None, None, None]
         return z
 
-    denoise = tiling.tiled(local, Tiling(Axis(**p["y"]), Axis(**p["x"])))
+    denoise = tiling.blend_tiles(local, Tiling(Axis(**p["y"]), Axis(**p["x"])))
     return {"denoised": denoise(i["x"], i["sigma"])}
 
 
@@ -193,7 +193,7 @@ def _field_of_first_tile(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[
         found: Tensor = (p["own"] * z + average + field) / (1 + sigma**2)[:, None, None, None]
         return found
 
-    denoise = tiling.tiled(local, Tiling(Axis(**p["y"]), Axis(**p["x"])))
+    denoise = tiling.blend_tiles(local, Tiling(Axis(**p["y"]), Axis(**p["x"])))
     x = i["x"]
     for _ in range(p["evaluations"]):
         x = denoise(x, i["sigma"])
@@ -301,9 +301,9 @@ TILING = chapter(
     ("tile_closes_on_itself", "windowed attention wraps inside a tile that does not span the circle",
      "TILE-6 TILE-8 ATT-6", _cropped(periodic=lambda whole, r, c, patch, right: whole.periodic)),
     ("members_before_tiles", "states are stacked tile by tile, their conditions member by member", "TILE-6 NET-6",
-     (tiling, "bind_tiled", _members_before_tiles)),
+     (tiling, "tiled_denoiser", _members_before_tiles)),
     ("first_member_for_all", "all members of a tile are given the first one's condition", "TILE-6 NET-6",
-     (tiling, "bind_tiled", _first_members)),
+     (tiling, "tiled_denoiser", _first_members)),
     ("sigma_stacked_wrongly", "noise levels are repeated member by member for states stacked tile by tile", "TILE-6",
      _tiled("sigma.repeat(len(batch))", "sigma.repeat_interleave(len(batch))")),
     ("position_of_first_tile_in_batch", "tiles evaluated together share the first one's positions", "TILE-6",

@@ -184,7 +184,7 @@ def _mean_of_chunks(state: MemoryState, score: Tensor, value: Tensor) -> MemoryS
     """Each chunk's softmax by itself; the denominator counts chunks."""
     if score.shape[1] == 0:
         return state
-    added = memory.memory_reference(score, value)
+    added = memory.memory_by_definition(score, value)
     return MemoryState(state.maximum, state.denominator + 1, state.accumulator + added)
 
 

@@ -82,7 +82,7 @@ def _permuted(self: nn.Linear, x: Tensor) -> Tensor:
 def _permuted_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     keys, inner = _order(k.shape[-2]), _order(q.shape[-1])
     seen = None if mask is None else mask[:, keys]
-    return attention.attention_reference(q[..., inner], k[:, :, keys][..., inner], v[:, :, keys], seen)
+    return attention.attention_by_definition(q[..., inner], k[:, :, keys][..., inner], v[:, :, keys], seen)
 
 
 def _pairwise(self: nn.Linear, x: Tensor) -> Tensor:
@@ -236,10 +236,10 @@ def _collected(state: MemoryState) -> Tensor:
     """One softmax over all frames."""
     if state.maximum.shape[1] == 0:
         raise ValueError("no frame")
-    return memory.memory_reference(state.maximum, state.accumulator)
+    return memory.memory_by_definition(state.maximum, state.accumulator)
 
 
-_compress, _tiled, _tiles, _forward = Storm.compress, tiling.tiled, tiling.tiles, Storm.forward
+_compress, _tiled, _tiles, _forward = Storm.compress, tiling.blend_tiles, tiling.tiles, Storm.forward
 
 
 def _one_frame(self: Storm, past: Tensor, static: Tensor, age: Tensor, position: Tensor, chunk: int = 16) -> Tensor:
@@ -389,7 +389,7 @@ def _from_the_last(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
 HONEST: dict[str, Honest] = {
     "plain_attention": Honest(
         "attention as written, without the fused kernel",
-        lambda: [(attention, "attention", attention.attention_reference)],
+        lambda: [(attention, "attention", attention.attention_by_definition)],
     ),
     "online_attention": Honest("attention by blocks of keys", lambda: [(attention, "attention", _online)]),
     "softmax_in_float64": Honest("attention's softmax in float64", lambda: [(attention, "attention", _softmax_wide)]),
@@ -427,7 +427,7 @@ HONEST: dict[str, Honest] = {
     "one_tile_at_a_time": Honest(
         "tiles one by one, in the reverse order",
         lambda: [
-            (tiling, "tiled", lambda local, cut, together=16: _tiled(local, cut, min(together, 1))),
+            (tiling, "blend_tiles", lambda local, cut, together=16: _tiled(local, cut, min(together, 1))),
             (tiling, "tiles", lambda cut: _tiles(cut)[::-1]),
         ],
     ),

@@ -82,7 +82,7 @@ def reach(found: Iterable[Subject], wanted: Iterable[CodeType]) -> dict[str, fro
 
 
 def try_port(name: str, adapter: Adapter, dtype: str, found: Iterable[Subject], enough: int | None = None) -> Finding:
-    """Judge a port by cases and laws until `enough` have failed, a coarse one among them; None: by all.
+    """Judge a port by cases and laws until `enough` have failed, a public one among them; None: by all.
 
     Hypothesis does not look for the smallest example.
     """
@@ -91,7 +91,7 @@ def try_port(name: str, adapter: Adapter, dtype: str, found: Iterable[Subject], 
     failed: list[Subject] = []
     first = ""
     for subject in found:
-        if enough is not None and len(failed) >= enough and any(other.coarse for other in failed):
+        if enough is not None and len(failed) >= enough and any(other.public for other in failed):
             break
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a wrong port may warn of what is wrong with it
@@ -220,8 +220,8 @@ def summary(mutants: Sequence[Mutant], findings: Sequence[Finding], found: Seque
     of = {(f.name, f.dtype): f for f in findings if f.name in wrong}
     dtypes = sorted({f.dtype for f in findings}, reverse=True)
 
-    def killed(mutant: Mutant, *which: str, coarse: bool = False) -> bool:
-        return all(any(not coarse or known[i].coarse for i in of[mutant.name, dtype].failed) for dtype in which)
+    def killed(mutant: Mutant, *which: str, public: bool = False) -> bool:
+        return all(any(not public or known[i].public for i in of[mutant.name, dtype].failed) for dtype in which)
 
     by_requirement: dict[str, set[str]] = defaultdict(set)
     for finding in of.values():
@@ -235,7 +235,7 @@ def summary(mutants: Sequence[Mutant], findings: Sequence[Finding], found: Seque
         "mutants": len(mutants),
         "killed": sum(killed(m, *dtypes) for m in mutants),
         **{f"killed_{dtype}": sum(killed(m, dtype) for m in mutants) for dtype in dtypes},
-        "killed_by_coarse": sum(killed(m, *dtypes, coarse=True) for m in mutants),
+        "killed_by_public": sum(killed(m, *dtypes, public=True) for m in mutants),
         "survivors": [
             {"name": m.name, "dtype": dtype, "fault": m.fault, "equivalent": m.equivalent}
             for m in mutants
@@ -259,8 +259,8 @@ def _print(data: Mapping[str, Any], mutants: Sequence[Mutant], console: Console)
         names = [m.name for m in mutants if m.chapter == chapter]
         table.add_row(chapter, str(count), *(str(sum((n, d) not in survived for n in names)) for d in data["dtypes"]))
     console.print(table)
-    killed, coarse = data["killed"], data["killed_by_coarse"]
-    console.print(f"killed {killed} of {data['mutants']} in every dtype, {coarse} by coarse cases and laws")
+    killed, public = data["killed"], data["killed_by_public"]
+    console.print(f"killed {killed} of {data['mutants']} in every dtype, {public} by public cases and laws")
     lines = [f"{name}: {len(names)}" for name, names in data["requirements"].items()]
     console.print("mutants killed by requirement: " + ", ".join(lines), highlight=False)
     for s in data["survivors"]:

@@ -1,7 +1,7 @@
 """The operations a port may have, and what the suite knows of each.
 
-A *coarse* operation is what a user of a port would call; profiles are earned by coarse operations alone. A *fine* one
-is a part of a coarse one: a port may lack it, but with it the suite can say where a failure starts.
+A *public* operation is what a user of a port would call; profiles are earned by public operations alone. An *internal*
+one is a part of a public one: a port may lack it, but with it the suite can say where a failure starts.
 
 dtypes. A run has a dtype, that of the network: float64, float32 or bfloat16. Inputs and outputs that are *narrow* are
 in it; all others are float64 whatever the run, [NUM-9], [EDM-9], [TOK-9]. bfloat16 has no NumPy type: such arrays
@@ -22,7 +22,7 @@ DTYPES = ("float64", "float32", "bfloat16")
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}  # unit round-off: half a ULP of 1
 
 PROFILES = {
-    "smoke": "one case of each coarse operation but those of many ranks: does the adapter work at all",
+    "smoke": "one case of each public operation but those of many ranks: does the adapter work at all",
     "core": "chapters 1 to 4: tokens, memory, noise-gated attention, the denoiser",
     "tiling": "chapter 5: tiles, weights, the tiled denoiser",
     "edm": "chapter 6: preconditioning, schedule, sampler",
@@ -43,7 +43,7 @@ class Operation:
 
     name: str
     chapter: str
-    coarse: bool
+    public: bool
     narrow: frozenset[str] = field(default_factory=frozenset)
     needs: tuple[str, ...] = ()
 
@@ -59,68 +59,68 @@ class Operation:
 def _operation(line: str, needs: str = "") -> Operation:
     """`chapter name level narrow ...` in words."""
     chapter, name, level, *narrow = line.split()
-    return Operation(name, chapter, level == "coarse", frozenset(narrow), tuple(needs.split()))
+    return Operation(name, chapter, level == "public", frozenset(narrow), tuple(needs.split()))
 
 
 # Inputs, params and outputs of each are in README.md. Order: by chapter, parts before wholes.
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
     for operation in (
-        _operation("tokenisation patchify fine x tokens"),
-        _operation("tokenisation unpatchify fine tokens x"),
-        _operation("tokenisation position fine"),
-        _operation("tokenisation embed fine x static tokens weights.", "patchify"),
-        _operation("tokenisation embed_history fine past past_static tokens weights.", "patchify"),
-        _operation("memory memory fine score value memory"),
-        _operation("memory compress coarse past past_static memory weights.", "embed_history memory"),
-        _operation("attention gate fine alpha beta gamma"),
-        _operation("attention attention fine q k v y"),
-        _operation("attention block fine x memory embedding y weights.", "gate attention"),
-        _operation("denoiser noise_embedding fine embedding weights."),
-        _operation("denoiser final fine tokens embedding raw weights.", "unpatchify"),
-        _operation("denoiser count_weights fine"),
-        _operation("edm precondition fine"),  # of chapter 6, and a part of the denoiser
+        _operation("tokenisation patchify internal x tokens"),
+        _operation("tokenisation unpatchify internal tokens x"),
+        _operation("tokenisation position internal"),
+        _operation("tokenisation embed internal x static tokens weights.", "patchify"),
+        _operation("tokenisation embed_history internal past past_static tokens weights.", "patchify"),
+        _operation("memory memory internal score value memory"),
+        _operation("memory compress public past past_static memory weights.", "embed_history memory"),
+        _operation("attention gate internal alpha beta gamma"),
+        _operation("attention attention internal q k v y"),
+        _operation("attention block internal x memory embedding y weights.", "gate attention"),
+        _operation("denoiser noise_embedding internal embedding weights."),
+        _operation("denoiser final internal tokens embedding raw weights.", "unpatchify"),
+        _operation("denoiser count_weights internal"),
+        _operation("edm precondition internal"),  # of chapter 6, and a part of the denoiser
         _operation(
-            "denoiser denoise coarse static past past_static weights.",
+            "denoiser denoise public static past past_static weights.",
             "embed compress noise_embedding block final precondition",
         ),
-        _operation("tiling tile_geometry fine"),
-        _operation("tiling tile_weights fine", "tile_geometry"),
-        _operation("tiling tiled_denoise coarse", "tile_weights"),
-        _operation("tiling denoise_tiled coarse static past past_static weights.", "denoise tiled_denoise"),
-        _operation("edm schedule coarse"),
-        _operation("edm sampler_step fine"),
-        _operation("edm sample coarse", "sampler_step"),
-        _operation("edm training_sigma coarse"),
-        _operation("edm loss coarse static past past_static weights.", "denoise"),
-        _operation("edm gradients coarse static past past_static weights. gradients.", "loss"),
-        _operation("guidance guided_mean coarse"),
-        _operation("guidance guided_denoise coarse static past past_static weights.", "denoise_tiled guided_mean"),
-        _operation("assimilation assimilate coarse", "sample guided_mean"),
+        _operation("tiling tile_geometry internal"),
+        _operation("tiling tile_weights internal", "tile_geometry"),
+        _operation("tiling tiled_denoise public", "tile_weights"),
+        _operation("tiling denoise_tiled public static past past_static weights.", "denoise tiled_denoise"),
+        _operation("edm schedule public"),
+        _operation("edm sampler_step internal"),
+        _operation("edm sample public", "sampler_step"),
+        _operation("edm training_sigma public"),
+        _operation("edm loss public static past past_static weights.", "denoise"),
+        _operation("edm gradients public static past past_static weights. gradients.", "loss"),
+        _operation("guidance guided_mean public"),
+        _operation("guidance guided_denoise public static past past_static weights.", "denoise_tiled guided_mean"),
+        _operation("assimilation assimilate public", "sample guided_mean"),
         _operation(
-            "assimilation analysis coarse static past past_static weights.", "denoise_tiled sample guided_denoise"
+            "assimilation analysis public static past past_static weights.", "denoise_tiled sample guided_denoise"
         ),
-        _operation("assimilation linear_cycle coarse"),
-        _operation("assimilation cycle coarse", "assimilate"),
-        _operation("assimilation noise coarse"),
-        _operation("parallel shares fine"),
-        _operation("parallel parallel_gather fine", "shares"),
-        _operation("parallel parallel_blend fine", "shares"),
+        _operation("assimilation linear_cycle public"),
+        _operation("assimilation cycle public", "assimilate"),
+        _operation("assimilation noise public"),
+        _operation("parallel shares internal"),
+        _operation("parallel parallel_gather internal", "shares"),
+        _operation("parallel parallel_blend internal", "shares"),
         _operation(
-            "parallel parallel_denoise coarse static past past_static weights.",
+            "parallel parallel_denoise public static past past_static weights.",
             "parallel_gather parallel_blend denoise_tiled",
         ),
         _operation(
-            "parallel parallel_gradients coarse static past past_static weights. gradients.",
+            "parallel parallel_gradients public static past past_static weights. gradients.",
             "parallel_denoise gradients",
         ),
-        _operation("parallel parallel_ensemble coarse static past past_static weights.", "parallel_denoise analysis"),
-        _operation("verification crps coarse"),
-        _operation("verification spread_skill coarse"),
-        _operation("verification average fine"),
-        _operation("verification area_weights fine"),
-        _operation("verification rank_histogram coarse"),
-        _operation("cost multiply_adds coarse"),
+        _operation("parallel parallel_ensemble public static past past_static weights.", "parallel_denoise analysis"),
+        _operation("verification crps public"),
+        _operation("verification spread_skill public"),
+        _operation("verification average internal"),
+        _operation("verification area_weights internal"),
+        _operation("verification rank_histogram public"),
+        _operation("cost multiply_adds public"),
     )
 }
 

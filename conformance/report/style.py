@@ -22,10 +22,12 @@ def _variables(palette: dict[str, str]) -> str:
     return " ".join(f"--{name}: {value};" for name, value in palette.items())
 
 
-CSS = f"""
+CSS = (
+    f"""
 :root {{ color-scheme: light dark; {_variables(LIGHT)} }}
 @media screen and (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
-""" + """
+"""
+    + """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0 auto; padding: 1rem; max-width: 68rem; background: var(--page); color: var(--ink);
@@ -86,3 +88,4 @@ footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .6r
   details::details-content { content-visibility: visible; block-size: auto; opacity: 1; }
 }
 """
+)

@@ -34,10 +34,10 @@ from storm_ref.config import StormConfig
 from storm_ref.cost import Cost
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise
-from storm_ref.tiling import Tile, Tiling, tiled, tiles
+from storm_ref.tiling import Tile, Tiling, blend_tiles, tiles
 from storm_ref.workbench.prior.covariance import Covariance, precondition
 
-__all__ = ["attend", "bind_coarse", "block_step", "blocks", "coarse_evaluation", "coarse_pass", "outside", "pool"]
+__all__ = ["attend", "block_step", "blocks", "coarse_denoiser", "coarse_evaluation", "coarse_pass", "outside", "pool"]
 
 Pair = tuple[Tensor, Tensor]  # keys and values of one attention, [b a m d]
 Sources = tuple[Pair, Pair]  # those of self-attention, and those of cross-attention to memory
@@ -155,13 +155,13 @@ def _tile_pass(
     return network.finish(x, embedding, told.position.shape[-3])
 
 
-def bind_coarse(
+def coarse_denoiser(
     network: Storm,
     condition: Condition,
     tiling: Tiling,
     covariance: Covariance,
     shape: tuple[int, int],
-    together: int = 16,
+    tiles_per_batch: int = 16,
 ) -> Denoise:
     """D(x; s) of one analysis by tiles that see the coarse level too, `shape` blocks along latitude and longitude.
 
@@ -191,7 +191,7 @@ def bind_coarse(
                 kept[key] = prepare(batch, members)
             return _tile_pass(network, part, s, *kept[key], sources)
 
-        return tiled(local, tiling, together)(z, sigma)
+        return blend_tiles(local, tiling, tiles_per_batch)(z, sigma)
 
     return lambda x, sigma: precondition(evaluate, x, sigma, covariance, dtype)
 
@@ -202,14 +202,14 @@ def _tokens(tile: Tile, patch: tuple[int, int], cols: int) -> Int[Tensor, " n"]:
 
 
 def coarse_evaluation(
-    c: StormConfig, tiling: Tiling, shape: tuple[int, int], members: int = 1, together: int = 16
+    c: StormConfig, tiling: Tiling, shape: tuple[int, int], members: int = 1, tiles_per_batch: int = 16
 ) -> Cost:
-    """One evaluation of `bind_coarse`, counted as [COST-1] has it: affine in the number of tiles and of tokens."""
+    """One evaluation of `coarse_denoiser`, counted as [COST-1] has it: affine in the number of tiles and of tokens."""
     rows, cols = tiling.y.length // c.patch[0], tiling.x.length // c.patch[1]
     means = min(shape[0], rows) * min(shape[1], cols)
     embed = cost.state_tokens(c, members * rows * cols) + cost.position_code(c, rows * cols)
     total = embed + cost.noise_embedding(c, members) + c.depth * cost.block(c, means, members)
-    total += cost.tiled_evaluation(c, tiling, members, together)
+    total += cost.tiled_evaluation(c, tiling, members, tiles_per_batch)
     for n, count in Counter(t.weight.numel() // (c.patch[0] * c.patch[1]) for t in tiles(tiling)).items():
         pair = 2 * members * count * means * c.width
         total += 2 * c.depth * Cost(n * pair, pair)

@@ -34,12 +34,12 @@ from storm_ref import cost, verification
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm, randomise
 from storm_ref.edm import Denoise, sample, schedule
-from storm_ref.experiments.coarse import bind_coarse, coarse_evaluation
-from storm_ref.tiling import Tile, Tiling, overhead, seam_bound, tiled
+from storm_ref.experiments.coarse import coarse_denoiser, coarse_evaluation
+from storm_ref.tiling import Tile, Tiling, blend_tiles, overhead, seam_bound
 from storm_ref.tokenisation import sphere_position
 from storm_ref.workbench.io.data import Fields, history, read, targets
 from storm_ref.workbench.prior import covariance as covariances
-from storm_ref.workbench.prior.covariance import Covariance, bind_covariance
+from storm_ref.workbench.prior.covariance import Covariance, covariance_denoiser
 from storm_ref.workbench.prior.model import Model, load
 
 __all__ = [
@@ -85,7 +85,7 @@ class Subject:
 
     def by(self, tiling: Tiling) -> Denoise:
         """T[D]."""
-        return _silent(bind_covariance(self.network, self.condition, tiling, self.covariance))
+        return _silent(covariance_denoiser(self.network, self.condition, tiling, self.covariance))
 
     def off(self) -> Denoise:
         """G: D with F = 0."""
@@ -270,7 +270,7 @@ def _several(subject: Subject, cut: Sequence[Tiling], x: Tensor, sigma: Tensor) 
 
     dtype = subject.network.final.weight.dtype
     with torch.no_grad():
-        return [covariances.precondition(tiled(local, t), x, sigma, subject.covariance, dtype) for t in cut]
+        return [covariances.precondition(blend_tiles(local, t), x, sigma, subject.covariance, dtype) for t in cut]
 
 
 def skill(
@@ -337,7 +337,7 @@ def once(
         return sample(denoise, z, sigmas)
 
     with torch.no_grad():
-        return tiled(local, tiling)(latents.double(), torch.ones(len(latents), dtype=torch.float64))
+        return blend_tiles(local, tiling)(latents.double(), torch.ones(len(latents), dtype=torch.float64))
 
 
 def _restrict(whole: Covariance, tile: Tile) -> Covariance:
@@ -515,7 +515,7 @@ def _bound(subject: Subject, tiling: Tiling, x: Tensor, sigma: Tensor) -> Record
 
     c_in = (float(sigma[0]) ** 2 + subject.covariance.mean(lambda v: v)) ** -0.5
     with torch.no_grad():
-        whole = tiled(local, hard)((c_in * x).to(subject.network.final.weight.dtype), sigma)
+        whole = blend_tiles(local, hard)((c_in * x).to(subject.network.final.weight.dtype), sigma)
     low, high = torch.full_like(whole, math.inf), torch.full_like(whole, -math.inf)
     slope, jump = 0.0, 0.0
     for row in {int(t.rows[0]) for t, _ in outputs}:  # rows of tiles meet along x alone
@@ -638,7 +638,7 @@ def coarse(
 
 
 def _both(subject: Subject, tiling: Tiling, shape: tuple[int, int]) -> tuple[Denoise, Denoise]:
-    helped = bind_coarse(subject.network, subject.condition, tiling, subject.covariance, shape)
+    helped = coarse_denoiser(subject.network, subject.condition, tiling, subject.covariance, shape)
     return subject.by(tiling), _silent(helped)
 
 
@@ -706,9 +706,7 @@ def _draws(seed: int, subject: str, part: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {subject} {part}".encode()))
 
 
-def _run_generic(
-    sizes: Sizes, draws: Callable[[str], torch.Generator], progress: Progress | None
-) -> dict[str, Any]:
+def _run_generic(sizes: Sizes, draws: Callable[[str], torch.Generator], progress: Progress | None) -> dict[str, Any]:
     large, middle, small = (
         generic(grid, (grid[0] // 6, grid[1] // 12), draws(name), width=sizes.width)
         for name, grid in (("large", sizes.large), ("middle", sizes.middle), ("small", sizes.small))

@@ -115,7 +115,7 @@ class FoldedMemory:
         ages *= keep[:, :, None]
         for head in range(weight.shape[2]):  # sums over frames: a product elementwise is the fastest form of them here
             values[:, head] += (weight[:, :, head, None] * fields).sum(1)
-        ages += (code.transpose(1, 2)[:, None] @ weight.transpose(1, 2))  # b a j n
+        ages += code.transpose(1, 2)[:, None] @ weight.transpose(1, 2)  # b a j n
 
     @torch.no_grad()
     def finish(self, state: FoldedState) -> Float[Tensor, "b rows cols d"]:

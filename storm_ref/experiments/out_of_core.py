@@ -9,8 +9,8 @@ Inputs and outputs lie on disk: Zarr v3 arrays, numpy memory maps, or anything w
 
 What is promised:
 
-* `denoise` equals `tiling.bind_tiled(network, condition, tiling, together)(x, sigma)`, evaluated without gradients, bit
-  for bit where the network is finite: the batches are the same, and contributions to a point are added in the same
+* `denoise` equals `tiling.tiled_denoiser(network, condition, tiling, tiles_per_batch)(x, sigma)`, evaluated without
+  gradients, bit for bit where the network is finite: the batches are the same, and contributions to a point are added in the same
   order. (In memory a tile that is not finite spoils its whole extent; here only the points where it has weight.)
   `compress` equals `Storm.compress` to rounding.
 * Memory holds the tiles in flight and nine files of batches, or one block and `chunk` frames of it; besides only axes:
@@ -129,21 +129,21 @@ def denoise(
     tiling: Tiling,
     out: WritableArray,
     folder: Path,
-    together: int = 16,
+    tiles_per_batch: int = 16,
     progress: Progress | None = None,
 ) -> None:
     """D(x; sigma) by tiles into `out` [C, H, W], of the dtype of the state; see the module for what is promised.
 
     folder: where an unfinished run keeps what it has; new, empty, or left by a run that was interrupted. A step of
-    progress is a batch of at most `together` tiles, then a row of cores. Raises ValueError, before anything is
-    evaluated, on sigma <= 0, together < 1, shapes and dtypes that do not fit, a periodic tiling of a domain that is
-    not, and a folder of another run.
+    progress is a batch of at most `tiles_per_batch` tiles, then a row of cores. Raises ValueError, before anything is
+    evaluated, on sigma <= 0, tiles_per_batch < 1, shapes and dtypes that do not fit, a periodic tiling of a domain that
+    is not, and a folder of another run.
     """
-    _check_settings(sigma, together)
+    _check_settings(sigma, tiles_per_batch)
     _check_tiling(network, domain, tiling)
     places = _check_domain(network, domain, out)
-    _claim(folder, _denoise_fingerprint(network, domain, sigma, tiling, together))
-    run = _Run(network, domain, places, sigma, _Plan(tiling, together), folder / "batches")
+    _claim(folder, _denoise_fingerprint(network, domain, sigma, tiling, tiles_per_batch))
+    run = _Run(network, domain, places, sigma, _Plan(tiling, tiles_per_batch), folder / "batches")
     sums = _still_good(folder, lambda i: run.checksum(out, i))
     step = _Steps(progress, run.plan.count + len(run.plan.y.cuts))
     if len(sums) < len(run.plan.y.cuts):
@@ -228,28 +228,28 @@ def _cut(core: tuple[int, int], extent: Tensor, weight: Tensor, axis: Axis) -> _
 
 
 class _Plan:
-    """The batches of `tiling.tiled` in its order, one at a time: tiles of one shape, shapes as they first appear."""
+    """The batches of `tiling.blend_tiles` in its order: tiles of one shape at a time, shapes as they first appear."""
 
-    def __init__(self, tiling: Tiling, together: int) -> None:
-        self.together, self.y, self.x = together, _Line(tiling.y), _Line(tiling.x)
+    def __init__(self, tiling: Tiling, tiles_per_batch: int) -> None:
+        self.tiles_per_batch, self.y, self.x = tiles_per_batch, _Line(tiling.y), _Line(tiling.x)
         self._shapes = list(product(self.y.alike, self.x.alike))  # each in order of appearance, so these are too
         sizes = [len(self.y.alike[h]) * len(self.x.alike[w]) for h, w in self._shapes]
-        *self._starts, self.count = accumulate((math.ceil(size / together) for size in sizes), initial=0)
+        *self._starts, self.count = accumulate((math.ceil(size / tiles_per_batch) for size in sizes), initial=0)
         self._start = dict(zip(self._shapes, self._starts, strict=True))  # the first batch of each shape
 
     def batch(self, n: int) -> list[tuple[_Cut, _Cut]]:
         """The tiles of batch n."""
         shape = self._shapes[bisect_right(self._starts, n) - 1]
         ys, xs = self.y.alike[shape[0]], self.x.alike[shape[1]]
-        begin = (n - self._start[shape]) * self.together
-        places = range(begin, min(begin + self.together, len(ys) * len(xs)))
+        begin = (n - self._start[shape]) * self.tiles_per_batch
+        places = range(begin, min(begin + self.tiles_per_batch, len(ys) * len(xs)))
         return [(self.y.cuts[ys[k // len(xs)]], self.x.cuts[xs[k % len(xs)]]) for k in places]
 
     def find(self, i: int, j: int) -> tuple[int, int]:
         """The batch of tile (i, j), and its place there."""
         shape = (self.y.cuts[i].length, self.x.cuts[j].length)
         index = self.y.rank[i] * len(self.x.alike[shape[1]]) + self.x.rank[j]
-        return self._start[shape] + index // self.together, index % self.together
+        return self._start[shape] + index // self.tiles_per_batch, index % self.tiles_per_batch
 
 
 @dataclass(frozen=True)
@@ -509,11 +509,11 @@ def _patches(runs: _Runs, patch: int) -> _Runs:
 # What is refused
 
 
-def _check_settings(sigma: float, together: int) -> None:
+def _check_settings(sigma: float, tiles_per_batch: int) -> None:
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be positive and finite, got {sigma}; the sampler's final 0 is never denoised")
-    if together < 1:
-        raise ValueError(f"at least one tile must be evaluated at a time, got together = {together}")
+    if tiles_per_batch < 1:
+        raise ValueError(f"at least one tile must be evaluated at a time, got tiles_per_batch = {tiles_per_batch}")
 
 
 def _check_tiling(network: Storm, domain: Domain, tiling: Tiling) -> None:
@@ -634,14 +634,16 @@ def _write_json(path: Path, value: Any) -> None:
         part.write_text(json.dumps(value))
 
 
-def _denoise_fingerprint(network: Storm, domain: Domain, sigma: float, tiling: Tiling, together: int) -> dict[str, Any]:
+def _denoise_fingerprint(
+    network: Storm, domain: Domain, sigma: float, tiling: Tiling, tiles_per_batch: int
+) -> dict[str, Any]:
     arrays = {"state": domain.state, "static": domain.static}
     leading = {"memory": domain.memory} | ({} if domain.position is None else {"position": domain.position})
     return {
         "kind": "denoise",
         "sigma": sigma,
         "tiling": asdict(tiling),
-        "together": together,
+        "tiles_per_batch": tiles_per_batch,
         "periodic": domain.periodic,
         "coordinates": _digest(domain.latitude, domain.longitude),
         **{name: _sampled(array, False) for name, array in arrays.items()},

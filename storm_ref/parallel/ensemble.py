@@ -51,6 +51,6 @@ def draw_shared(draw: Callable[[range], Float[Tensor, "m *s"]], count: int, worl
         error = str(NotFiniteError([mine[m] for m in e.members], e.step, e.steps, e.sigma))
     except ValueError as e:
         error = str(e)
-    world.agree(error)
+    world.raise_together(error)
     assert own is not None
     return gather_members(own, count, world)

@@ -36,13 +36,13 @@ from storm_ref.tiling import Axis, LocalDenoise, Tile, Tiling, cores, tiles
 
 __all__ = [
     "Exchange",
-    "Tiles",
-    "bind_sharded",
+    "ShardedTiles",
+    "blend_sharded",
     "compress_sharded",
     "conditions",
     "on_whole",
     "points_of",
-    "tiled_sharded",
+    "sharded_denoiser",
     "token_tiling",
 ]
 
@@ -128,7 +128,7 @@ class Exchange:
         for rank, points in enumerate(owned):
             owner[points], place[points] = rank, torch.arange(len(points))
         self.owner = owner  # of each point, a rank
-        rank = world.place["tile"]
+        rank = world.coordinates["tile"]
         self.group, self.alone = world.group("tile"), len(owned) == 1
         order = torch.argsort(owner[wanted[rank]], stable=True)
         self.receive: list[int] = torch.bincount(owner[wanted[rank]], minlength=len(owned)).tolist()
@@ -159,19 +159,19 @@ class _Batch:
     weight: Float[Tensor, " a"]
 
 
-class Tiles:
+class ShardedTiles:
     """The tiles of one rank, and the messages that bring their extents and take their results.
 
-    together: most tiles of one shape in a batch. Raises ValueError for fewer tiles than tile ranks, [PAR-4].
+    tiles_per_batch: most tiles of one shape in a batch. Raises ValueError for fewer tiles than tile ranks, [PAR-4].
     """
 
-    def __init__(self, tiling: Tiling, world: World, together: int = 16) -> None:
-        if together < 1:
-            raise ValueError(f"at least one tile must be evaluated at a time, got together = {together}")
+    def __init__(self, tiling: Tiling, world: World, tiles_per_batch: int = 16) -> None:
+        if tiles_per_batch < 1:
+            raise ValueError(f"at least one tile must be evaluated at a time, got tiles_per_batch = {tiles_per_batch}")
         found, ranks = tiles(tiling), world.mesh.tile
         world.mesh.check(tiles=len(found))
-        self.tiling, self.world, self.together = tiling, world, together
-        self.rank = world.place["tile"]
+        self.tiling, self.world, self.tiles_per_batch = tiling, world, tiles_per_batch
+        self.rank = world.coordinates["tile"]
         self.owned = points_of(tiling, ranks)
         self.counts = [len(points) for points in self.owned]
         every = torch.cat(self.owned)
@@ -187,7 +187,7 @@ class Tiles:
         arriving = when[self.results.owner[sent] == self.rank]
         slots = _slots(self.results.asked.cpu(), arriving, self.counts[self.rank])
         self._slots = slots.to(world.device)
-        self.batches = _batches([found[i] for i in runs[self.rank]], together, world.device)
+        self.batches = _batches([found[i] for i in runs[self.rank]], tiles_per_batch, world.device)
 
     def shard(self, x: Shaped[Tensor, "*s h w"]) -> Shaped[Tensor, "*s p"]:
         """This rank's part of a field that every rank has, which is no variable: see `scatter` for gradients."""
@@ -232,7 +232,7 @@ class Tiles:
 
 
 def _turns(found: Sequence[Tile]) -> list[int]:
-    """When the serial sum adds each tile: those of one shape after another, as `tiling.tiled` has it."""
+    """When the serial sum adds each tile: those of one shape after another, as `tiling.blend_tiles` has it."""
     shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, tile in enumerate(found):
         shapes[tuple(tile.weight.shape)].append(i)
@@ -255,14 +255,14 @@ def _slots(place: Int[Tensor, " a"], turn: Int[Tensor, " a"], size: int) -> Int[
     return slots
 
 
-def _batches(found: Sequence[Tile], together: int, device: torch.device) -> list[_Batch]:
-    """Tiles in their order, at most `together` of one shape at a time."""
+def _batches(found: Sequence[Tile], tiles_per_batch: int, device: torch.device) -> list[_Batch]:
+    """Tiles in their order, at most `tiles_per_batch` of one shape at a time."""
     batches: list[_Batch] = []
     at = 0
     for _, same in groupby(found, key=lambda tile: tile.weight.shape):
         group = [replace(tile, rows=tile.rows.to(device), cols=tile.cols.to(device)) for tile in same]
-        for first in range(0, len(group), together):
-            batch = group[first : first + together]
+        for first in range(0, len(group), tiles_per_batch):
+            batch = group[first : first + tiles_per_batch]
             weight = torch.cat([tile.weight.flatten() for tile in batch]).to(device)
             inside = torch.nonzero(weight > 0).flatten()
             batches.append(_Batch(batch, slice(at, at + len(weight)), inside, weight[inside]))
@@ -270,8 +270,8 @@ def _batches(found: Sequence[Tile], together: int, device: torch.device) -> list
     return batches
 
 
-def tiled_sharded(local: LocalDenoise, parts: Tiles) -> Denoise:
-    """T[D] on shards [b, C, p]: as `tiling.tiled`, and with its bits."""
+def blend_sharded(local: LocalDenoise, parts: ShardedTiles) -> Denoise:
+    """T[D] on shards [b, C, p]: as `tiling.blend_tiles`, and with its bits."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         results = [
@@ -283,20 +283,22 @@ def tiled_sharded(local: LocalDenoise, parts: Tiles) -> Denoise:
     return denoise
 
 
-def on_whole(denoise: Denoise, parts: Tiles) -> Denoise:
+def on_whole(denoise: Denoise, parts: ShardedTiles) -> Denoise:
     """The same on whole states [b, C, H, W] that every tile rank has."""
     return lambda x, sigma: parts.collect(denoise(parts.scatter(x), sigma))
 
 
 def conditions(
-    condition: Condition, parts: Tiles, patch: tuple[int, int], memory: Float[Tensor, "b d p"] | None = None
+    condition: Condition, parts: ShardedTiles, patch: tuple[int, int], memory: Float[Tensor, "b d p"] | None = None
 ) -> Callable[[Sequence[Tile], int], Condition]:
     """What each batch of the rank's tiles is told, for so many members; made once.
 
     memory: this rank's shard of the memory tokens, from `compress_sharded`, in place of the condition's; it is gathered
     here, once an analysis.
     """
-    gathered = None if memory is None else Tiles(token_tiling(parts.tiling, patch), parts.world, parts.together)
+    gathered = (
+        None if memory is None else ShardedTiles(token_tiling(parts.tiling, patch), parts.world, parts.tiles_per_batch)
+    )
     tokens = None if gathered is None or memory is None else gathered.gather(memory)
     kept: dict[tuple[int, int], Condition] = {}
 
@@ -317,17 +319,17 @@ def conditions(
     return of
 
 
-def bind_sharded(
-    network: Storm, condition: Condition, parts: Tiles, memory: Float[Tensor, "b d p"] | None = None
+def sharded_denoiser(
+    network: Storm, condition: Condition, parts: ShardedTiles, memory: Float[Tensor, "b d p"] | None = None
 ) -> Denoise:
-    """D(x; sigma) of one analysis by tiles, on shards: as `tiling.bind_tiled`; memory: see `conditions`."""
+    """D(x; sigma) of one analysis by tiles, on shards: as `tiling.tiled_denoiser`; memory: see `conditions`."""
     dtype, told = network.final.weight.dtype, conditions(condition, parts, network.config.patch, memory)
 
     def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
         here = told(batch, z.shape[0] // len(batch))
         return precondition(lambda c, s: network(c, s, here), z, sigma, network.config.sigma_data, dtype)
 
-    return tiled_sharded(local, parts)
+    return blend_sharded(local, parts)
 
 
 def compress_sharded(
@@ -336,7 +338,7 @@ def compress_sharded(
     static: Float[Tensor, "b k s h w"],
     age: Float[Tensor, "b k"],
     position: Float[Tensor, "rows cols p"],
-    parts: Tiles,
+    parts: ShardedTiles,
     chunk: int = 16,
 ) -> Float[Tensor, "b d n"]:
     """The memory tokens that this rank owns, [NET-2]: no location needs another, so that a rank compresses the tokens

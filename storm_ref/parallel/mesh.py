@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from storm_ref.config import StormConfig
 
-__all__ = ["AXES", "TIMEOUT", "AgreedError", "Mesh", "World", "share", "start"]
+__all__ = ["AXES", "TIMEOUT", "CollectiveError", "Mesh", "World", "share", "start"]
 
 AXES = ("ddp", "fsdp", "tile", "tp")
 TIMEOUT = 30.0  # seconds that a rank waits for another
@@ -84,9 +84,7 @@ class Mesh:
             rank, place[axis] = divmod(rank, getattr(self, axis))
         return {axis: place[axis] for axis in AXES}
 
-    def check(
-        self, config: StormConfig | None = None, tiles: int | None = None, samples: int | None = None
-    ) -> None:
+    def check(self, config: StormConfig | None = None, tiles: int | None = None, samples: int | None = None) -> None:
         """Raises ValueError, saying what to change, unless network, tiles and samples (or members) can be shared out.
 
         See [PAR-4]. None: not asked about.
@@ -107,7 +105,7 @@ def share(count: int, ranks: int, rank: int) -> range:
     return range(rank * count // ranks, (rank + 1) * count // ranks)
 
 
-class AgreedError(ValueError):
+class CollectiveError(ValueError):
     """An error that every rank of the world raises."""
 
 
@@ -126,7 +124,7 @@ class World:
         self.mesh, self.device, self.rank = mesh, torch.device(device), dist.get_rank()
         self.store = store  # through which ranks met: what is left to talk through when a process group fails
         self.devices: DeviceMesh = init_device_mesh(self.device.type, mesh.shape, mesh_dim_names=AXES)
-        self.place = mesh.coordinates(self.rank)
+        self.coordinates = mesh.coordinates(self.rank)
 
     def group(self, axis: str) -> dist.ProcessGroup:
         """The ranks that differ from this one in `axis` alone, in the order of the axis."""
@@ -135,7 +133,7 @@ class World:
     @property
     def data_rank(self) -> int:
         """Which of the data ranks this is, ddp before fsdp."""
-        return self.place["ddp"] * self.mesh.fsdp + self.place["fsdp"]
+        return self.coordinates["ddp"] * self.mesh.fsdp + self.coordinates["fsdp"]
 
     @cached_property
     def flat(self) -> DeviceMesh:
@@ -143,7 +141,7 @@ class World:
         return init_device_mesh(self.device.type, (self.mesh.size,))
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that speaks and writes for all."""
         return self.rank == 0
 
@@ -159,15 +157,15 @@ class World:
                 dist.all_reduce(total, group=self.group(axis))
         return total
 
-    def agree(self, error: str | None) -> None:
-        """Let all ranks fail together: raises AgreedError on each of them with the first error that any of them has."""
+    def raise_together(self, error: str | None) -> None:
+        """Let all ranks fail together: raises CollectiveError on each with the first error that any of them has."""
         errors: list[Any] = [None] * self.mesh.size
         dist.all_gather_object(errors, error)
         for rank, text in enumerate(errors):
             if text is not None:
-                raise AgreedError(text if len(set(errors)) == 1 else f"rank {rank}: {text}")
+                raise CollectiveError(text if len(set(errors)) == 1 else f"rank {rank}: {text}")
 
-    def silent(self, wait: float = 3.0) -> list[int]:
+    def unresponsive_ranks(self, wait: float = 3.0) -> list[int]:
         """After a failure: the ranks that have not called this, too, within some seconds: dead, or hanging."""
         if self.store is None:
             return []

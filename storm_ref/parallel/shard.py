@@ -156,8 +156,8 @@ def gather_whole(name: str, part: Tensor, world: World) -> Tensor:
 @torch.no_grad()
 def place_whole(name: str, whole: Tensor, part: Tensor, world: World) -> None:
     """Fill this rank's `part` of a weight, or of something cut like it, from the whole, [PAR-17]."""
-    own = cut(name, whole, world.mesh.tp, world.place["tp"])
+    own = cut(name, whole, world.mesh.tp, world.coordinates["tp"])
     if isinstance(part, DTensor):
         rows = -(-len(own) // world.mesh.fsdp)
-        own = own[rows * world.place["fsdp"] : rows * (world.place["fsdp"] + 1)]
+        own = own[rows * world.coordinates["fsdp"] : rows * (world.coordinates["fsdp"] + 1)]
     local(part).copy_(own)

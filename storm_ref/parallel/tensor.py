@@ -145,7 +145,7 @@ def tensor_parallel(network: Storm, world: World) -> Storm:
     Raises ValueError when tp does not divide the heads, [PAR-4].
     """
     world.mesh.check(network.config)
-    ranks, rank = world.mesh.tp, world.place["tp"]
+    ranks, rank = world.mesh.tp, world.coordinates["tp"]
     if ranks == 1:
         return network
     group = world.group("tp")

@@ -233,7 +233,7 @@ def guided_denoise(inputs: Arrays, params: Params) -> Mapping[str, Any]:
     return {"guided": np.array(guided).reshape(state.shape)}
 
 
-# Tiles.
+# ShardedTiles.
 
 
 def tile_geometry(inputs: Arrays, params: Params) -> Mapping[str, Any]:

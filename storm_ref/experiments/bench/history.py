@@ -31,7 +31,7 @@ from storm_ref.denoiser import Condition, Storm
 from storm_ref.experiments.bench.timing import BLEND, CORE, HALO, generic_network, ten_million
 from storm_ref.experiments.folded import FoldedMemory, FoldedState
 from storm_ref.memory import MemoryState
-from storm_ref.tiling import Tiling, bind_tiled
+from storm_ref.tiling import Tiling, tiled_denoiser
 from storm_ref.tokenisation import sphere_position
 from storm_ref.workbench.io.progress import Progress
 from storm_ref.workbench.prior.model import read_tensors, write_tensors
@@ -185,7 +185,7 @@ def denoise_once(network: Storm, memory: Tensor, history: History, tiling: Tilin
     g = torch.Generator().manual_seed(1)
     x = torch.randn(1, c.channels, tiling.y.length, tiling.x.length, generator=g, dtype=torch.float64)
     with torch.no_grad():
-        result = bind_tiled(network, condition, tiling, together=4)(x, torch.ones(1, dtype=torch.float64))
+        result = tiled_denoiser(network, condition, tiling, tiles_per_batch=4)(x, torch.ones(1, dtype=torch.float64))
     if not bool(torch.isfinite(result).all()):
         raise RuntimeError("the denoised state is not finite: the memory or the denoiser is broken")
     return time.perf_counter() - start

@@ -56,7 +56,7 @@ class DomainJob:
     core: int
     halo: int
     blend: int
-    together: int = 16
+    tiles_per_batch: int = 16
     threads: int = 2
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ JOBS: Mapping[str, Job | DomainJob] = {
     "frames": Job(177_500, grid=(56, 64)),
     "tokens": Job(610_352),
     "equations": Job(6000, "equations"),
-    "era5": DomainJob((720, 1440), "storm_10m", 32, 8, 4, together=4),
+    "era5": DomainJob((720, 1440), "storm_10m", 32, 8, 4, tiles_per_batch=4),
     "domain": DomainJob((3800, 7600), "tiny", 20, 4, 2),
 }
 
@@ -114,7 +114,7 @@ def work(job: DomainJob, folder: Path) -> dict[str, Any]:
             job.tiling,
             arrays["out"],
             folder / "denoise",
-            job.together,
+            job.tiles_per_batch,
             clock.progress("denoise", 0.05, 0.95),
         )
         clock.finish("denoise")

@@ -25,9 +25,9 @@ from torch import Tensor
 from storm_ref import cost
 from storm_ref.attention import DividedBlock, attention
 from storm_ref.config import StormConfig, storm_10m, tiny
-from storm_ref.denoiser import Condition, Storm, bind, randomise
+from storm_ref.denoiser import Condition, Storm, denoiser, randomise
 from storm_ref.edm import sample, schedule
-from storm_ref.tiling import Axis, Tiling, bind_tiled, tiles
+from storm_ref.tiling import Axis, Tiling, tiled_denoiser, tiles
 from storm_ref.tokenisation import sphere_position
 from storm_ref.workbench.io.progress import Progress
 
@@ -123,12 +123,12 @@ def methods(c: StormConfig) -> list[Method]:
 
     def tiled(tokens: int) -> Callable[[], object]:
         x, condition = scene(network, band(tokens))
-        denoise = bind_tiled(network, condition, band(tokens), together=TOGETHER)
+        denoise = tiled_denoiser(network, condition, band(tokens), tiles_per_batch=TOGETHER)
         return lambda: denoise(x, sigma)
 
     def full(tokens: int) -> Callable[[], object]:
         x, condition = scene(network, band(tokens))
-        denoise = bind(network, condition)
+        denoise = denoiser(network, condition)
         return lambda: denoise(x, sigma)
 
     def timesformer(tokens: int) -> Callable[[], object]:
@@ -139,7 +139,7 @@ def methods(c: StormConfig) -> list[Method]:
         Method(
             "tiled",
             lambda n: cost.tiled_evaluation(c, band(n)).multiply_adds,
-            lambda n: cost.peak_tiled(c, band(n), 4, together=TOGETHER),
+            lambda n: cost.peak_tiled(c, band(n), 4, tiles_per_batch=TOGETHER),
             tiled,
         ),
         Method("full", lambda n: cost.evaluation(c, n).multiply_adds, lambda n: cost.peak_evaluation(c, n, 4), full),
@@ -283,7 +283,7 @@ def sampler_overhead(
     c = ten_million() if c is None else c
     network, tiling = generic_network(c), band(tokens)
     _, condition = scene(network, tiling)
-    denoise = bind_tiled(network, condition, tiling, together=TOGETHER)
+    denoise = tiled_denoiser(network, condition, tiling, tiles_per_batch=TOGETHER)
     g = torch.Generator().manual_seed(1)
     latents = torch.randn(members, c.channels, tiling.y.length, tiling.x.length, generator=g, dtype=torch.float64)
     with torch.no_grad():

@@ -28,7 +28,7 @@ from rich.table import Column, Table
 
 from storm_ref import __version__
 from storm_ref.guidance import Observations
-from storm_ref.parallel.mesh import TIMEOUT, AgreedError, Mesh, World, start
+from storm_ref.parallel.mesh import TIMEOUT, CollectiveError, Mesh, World, start
 from storm_ref.tiling import Tiling
 from storm_ref.workbench.io import data, outputs
 from storm_ref.workbench.io.data import Fields
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.world is None:
             raise
         traceback.print_exc()
-        silent = arguments.world.silent()
+        silent = arguments.world.unresponsive_ranks()
         missed = f"; no word from rank {', '.join(map(str, silent))}" if silent else ""
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         _complain(arguments, f"failed, or waited in vain for another rank{missed} ({first})")
@@ -98,9 +98,9 @@ def _world(arguments: argparse.Namespace) -> World | None:
 def _complain(arguments: argparse.Namespace, error: object) -> None:
     """To standard error: once for what all ranks agree on, else with the rank that it happened on."""
     rank = arguments.world.rank if arguments.world is not None else int(os.environ.get("RANK", 0))
-    if rank and (arguments.world is None or isinstance(error, AgreedError)):
+    if rank and (arguments.world is None or isinstance(error, CollectiveError)):
         return
-    where = "" if arguments.world is None or isinstance(error, AgreedError) else f" (rank {rank})"
+    where = "" if arguments.world is None or isinstance(error, CollectiveError) else f" (rank {rank})"
     print(f"storm_ref {arguments.command}{where}: {error}", file=sys.stderr, flush=True)
 
 
@@ -113,18 +113,18 @@ def _together(world: World | None, work: Callable[[], T]) -> T:
         result.append(work())
     except (ValueError, OSError) as e:
         error = str(e)
-    world.agree(error)
+    world.raise_together(error)
     return result[0]
 
 
 def _first(world: World | None, write: Callable[[], None]) -> None:
     """The first rank does it, and all fail if it does."""
-    _together(world, write if world is None or world.first else lambda: None)
+    _together(world, write if world is None or world.is_main else lambda: None)
 
 
 def _console(world: World | None) -> Console:
     """The first rank speaks for all."""
-    return plain_console() if world is None or world.first else Console(quiet=True)
+    return plain_console() if world is None or world.is_main else Console(quiet=True)
 
 
 def _about(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, str]:

@@ -80,13 +80,13 @@ def _empty(folder: Path) -> None:
 def _together(world: World | None, work: Callable[[], None]) -> None:
     """The first rank does it; if it cannot, all fail."""
     error = None
-    if world is None or world.first:
+    if world is None or world.is_main:
         try:
             work()
         except OSError as e:
             error = str(e)
     if world is not None:
-        world.agree(error)
+        world.raise_together(error)
     elif error is not None:
         raise ValueError(error)
 

@@ -137,9 +137,15 @@ def _canonical(dataset: xr.Dataset, variables: Sequence[str] | None, static: Seq
     fields = [_constant(dataset, n, dims)[np.ix_(h, w)] if n in dataset.data_vars else rows for n in constant]
     attributes = [dataset[name].attrs for name in chosen]
     return Fields(
-        time=time, latitude=latitude, longitude=longitude, values=values, valid=valid, periodic=periodic,
+        time=time,
+        latitude=latitude,
+        longitude=longitude,
+        values=values,
+        valid=valid,
+        periodic=periodic,
         static=np.stack(fields) if fields else np.zeros((0, h.size, w.size), np.float32),
-        variables=tuple(chosen), static_names=tuple(constant),
+        variables=tuple(chosen),
+        static_names=tuple(constant),
         units=tuple(str(a.get("units", "")) for a in attributes),
         attributes=tuple({k: str(a[k]) for k in ("standard_name", "long_name") if k in a} for a in attributes),
     )
@@ -233,9 +239,11 @@ def _choose(
     fields = {name: v for name, v in numeric.items() if set(dims[1:]) <= set(v.dims)}
     known = {name: labels(name, v.attrs) for name, v in fields.items()}
     still = [name for name, v in fields.items() if dims[0] not in v.dims]
-    constant = still if static is None else [
-        "latitude" if name == "latitude" and name not in fields else resolve(name, known) for name in static
-    ]
+    constant = (
+        still
+        if static is None
+        else ["latitude" if name == "latitude" and name not in fields else resolve(name, known) for name in static]
+    )
     moving = [name for name in fields if name not in still and name not in constant]
     chosen = moving if variables is None else [resolve(name, known) for name in variables]
     for name in set(chosen) & set(still):
@@ -336,8 +344,12 @@ def _fitted(fields: Fields, patch: tuple[int, int], fit: str | None) -> Fields:
         )
     cut = np.s_[..., : down[0], : down[1]]
     return replace(
-        fields, latitude=fields.latitude[: down[0]], longitude=fields.longitude[: down[1]], values=fields.values[cut],
-        valid=fields.valid[cut], static=fields.static[cut],
+        fields,
+        latitude=fields.latitude[: down[0]],
+        longitude=fields.longitude[: down[1]],
+        values=fields.values[cut],
+        valid=fields.valid[cut],
+        static=fields.static[cut],
     )
 
 
@@ -352,7 +364,10 @@ def _padded(fields: Fields, rows: int, cols: int) -> Fields:
         raise ValueError(f'padding would reach latitude {latitude[-1]:g}, beyond the pole: pass fit="crop"')
     around = ((0, rows), (0, cols))
     return replace(
-        fields, latitude=latitude, longitude=longitude, padding=(rows, cols),
+        fields,
+        latitude=latitude,
+        longitude=longitude,
+        padding=(rows, cols),
         values=np.pad(fields.values, ((0, 0), (0, 0), *around), "edge"),
         valid=np.pad(fields.valid, ((0, 0), (0, 0), *around)),
         static=np.pad(fields.static, ((0, 0), *around), "edge"),

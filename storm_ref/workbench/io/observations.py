@@ -1,10 +1,10 @@
 """Observations for guidance, in physical units: a share of the grid's points, a mask, or stations from a file.
 
-    model       y = H x + e,  e ~ N(0, R), R diagonal: one variance an observation
-    grid point  one index of weight 1
-    bilinear    weights (1-a)(1-b), (1-a) b, a (1-b), a b on the four points around a station, a and b its share of the
-                cell southward and eastward; across the seam on a periodic axis, nothing beyond a pole or a closed edge
-    normalised  z = (x - m) / s:  y' = (y - H m) / s_c,  R' = R / s_c^2   (every observation lies in one channel c)
+model       y = H x + e,  e ~ N(0, R), R diagonal: one variance an observation
+grid point  one index of weight 1
+bilinear    weights (1-a)(1-b), (1-a) b, a (1-b), a b on the four points around a station, a and b its share of the
+            cell southward and eastward; across the seam on a periodic axis, nothing beyond a pole or a closed edge
+normalised  z = (x - m) / s:  y' = (y - H m) / s_c,  R' = R / s_c^2   (every observation lies in one channel c)
 """
 
 import csv
@@ -146,7 +146,11 @@ def read_stations(path: str | Path) -> Stations:
     table = np.array([numbers for _, numbers, _ in rows], np.float64).reshape(-1, 4)
     return Stations(
         np.array([time for time, _, _ in rows], "datetime64[ns]"),
-        table[:, 0], table[:, 1], table[:, 2], table[:, 3], tuple(name for _, _, name in rows),
+        table[:, 0],
+        table[:, 1],
+        table[:, 2],
+        table[:, 3],
+        tuple(name for _, _, name in rows),
     )
 
 

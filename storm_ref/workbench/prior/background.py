@@ -42,9 +42,7 @@ class Climate:
     departure_std: Float[Tensor, " c"]  # s
     longitude: Float[Tensor, " w"]
 
-    def anomalies(
-        self, values: Float[Tensor, "t c h w"], time: Shaped[np.ndarray, " t"]
-    ) -> Float[Tensor, "t c h w"]:
+    def anomalies(self, values: Float[Tensor, "t c h w"], time: Shaped[np.ndarray, " t"]) -> Float[Tensor, "t c h w"]:
         """Values less the mean of their hour."""
         return values.double() - torch.einsum("tm,mchw->tchw", _utc(time), self.mean)
 

@@ -33,10 +33,10 @@ from torch import Tensor
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise
 from storm_ref.guidance import Observations, ObservationsLike
-from storm_ref.parallel.halo import Tiles, conditions, on_whole, tiled_sharded
-from storm_ref.tiling import Tile, Tiling, tiled
+from storm_ref.parallel.halo import ShardedTiles, blend_sharded, conditions, on_whole
+from storm_ref.tiling import Tile, Tiling, blend_tiles
 
-__all__ = ["Covariance", "bind_covariance", "bind_covariance_sharded", "correlation_length", "distance", "fit"]
+__all__ = ["Covariance", "bind_covariance_sharded", "correlation_length", "covariance_denoiser", "distance", "fit"]
 __all__ += ["guidance", "output_scale", "precondition", "white"]
 
 
@@ -100,8 +100,8 @@ def output_scale(covariance: Covariance, sigma: Float[Tensor, " b"]) -> Float[Te
     return covariance.mean(lambda v: v * s2 / (v + s2)).sqrt()
 
 
-def bind_covariance(
-    network: Storm, condition: Condition, tiling: Tiling, covariance: Covariance, together: int = 16
+def covariance_denoiser(
+    network: Storm, condition: Condition, tiling: Tiling, covariance: Covariance, tiles_per_batch: int = 16
 ) -> Denoise:
     """D(x; s) of one analysis. F is tiled and blended as [TILE-6] has it for D; the Gaussian part is not."""
     dtype, patch = network.final.weight.dtype, network.config.patch
@@ -113,14 +113,14 @@ def bind_covariance(
             kept[key] = Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], key[1])
         return network(z, sigma, kept[key])  # type: ignore[no-any-return]
 
-    blended = tiled(local, tiling, together)
+    blended = blend_tiles(local, tiling, tiles_per_batch)
     return lambda x, sigma: precondition(blended, x, sigma, covariance, dtype)
 
 
 def bind_covariance_sharded(
     network: Storm,
     condition: Condition,
-    parts: Tiles,
+    parts: ShardedTiles,
     covariance: Covariance,
     memory: Float[Tensor, "b d p"] | None = None,
 ) -> Denoise:
@@ -133,7 +133,7 @@ def bind_covariance_sharded(
     def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
         return network(z, sigma, told(batch, z.shape[0] // len(batch)))  # type: ignore[no-any-return]
 
-    blended = on_whole(tiled_sharded(local, parts), parts)
+    blended = on_whole(blend_sharded(local, parts), parts)
     return lambda x, sigma: precondition(blended, x, sigma, covariance, dtype)
 
 

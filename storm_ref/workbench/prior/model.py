@@ -23,7 +23,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise
-from storm_ref.parallel.halo import Tiles, compress_sharded
+from storm_ref.parallel.halo import ShardedTiles, compress_sharded
 from storm_ref.parallel.mesh import World
 from storm_ref.parallel.shard import shard_weights
 from storm_ref.parallel.tensor import tensor_parallel
@@ -32,7 +32,7 @@ from storm_ref.tokenisation import region_position, sphere_position
 from storm_ref.workbench.io.atomic import replacing
 from storm_ref.workbench.io.data import Fields, calendar, history
 from storm_ref.workbench.prior.background import Climate
-from storm_ref.workbench.prior.covariance import Covariance, bind_covariance, bind_covariance_sharded
+from storm_ref.workbench.prior.covariance import Covariance, bind_covariance_sharded, covariance_denoiser
 
 __all__ = ["Model", "Prior", "default_patch", "default_tiling", "load", "read_tensors", "save", "write_tensors"]
 
@@ -144,8 +144,8 @@ class Model:
         if self.world is None or self.world.mesh.tile == 1:
             memory = self.network.compress(past, static, age, self.position)
             condition = Condition(now, memory, self.position, self.periodic)
-            return bind_covariance(self.network, condition, tiling, self.covariance)
-        parts = Tiles(tiling, self.world)
+            return covariance_denoiser(self.network, condition, tiling, self.covariance)
+        parts = ShardedTiles(tiling, self.world)
         memory = compress_sharded(self.network, past, static, age, self.position, parts)
         nothing = memory.new_zeros(1).expand(1, *self.position.shape[:2], self.config.width)
         condition = Condition(now, nothing, self.position, self.periodic)

@@ -86,8 +86,8 @@ class DrawSettings:
 
     @property
     def sampler(self) -> Sampler:
-        """All members together, deterministic."""
-        return Sampler(schedule(self.sampler_steps, self.sigma_min, self.sigma_max), together=self.members)
+        """All members members_per_batch, deterministic."""
+        return Sampler(schedule(self.sampler_steps, self.sigma_min, self.sigma_max), members_per_batch=self.members)
 
     def noise(self, analysis: int, shape: Sequence[int]) -> Float[Tensor, "1 m *s"]:
         """Latents of every member of one analysis, [DA-3]."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from storm_ref.denoiser import Condition, Storm
-from storm_ref.parallel.halo import Tiles, compress_sharded
+from storm_ref.parallel.halo import ShardedTiles, compress_sharded
 from storm_ref.parallel.mesh import World
 from storm_ref.parallel.shard import (
     clip_gradients,
@@ -64,7 +64,7 @@ class _Objective(nn.Module):
         super().__init__()
         self.network, self.model, self.samples = model.network, model, samples
         split = world.mesh.tile > 1 and model.tiling is not None
-        self.parts = Tiles(model.tiling, world, _TOGETHER) if split and model.tiling is not None else None
+        self.parts = ShardedTiles(model.tiling, world, _TOGETHER) if split and model.tiling is not None else None
 
     def forward(self, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
         if self.parts is None:

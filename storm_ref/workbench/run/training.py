@@ -37,7 +37,7 @@ from storm_ref.workbench.io.data import Fields, history
 from storm_ref.workbench.io.progress import Progress
 from storm_ref.workbench.prior import background as climates
 from storm_ref.workbench.prior import covariance as covariances
-from storm_ref.workbench.prior.covariance import Covariance, bind_covariance, output_scale, precondition
+from storm_ref.workbench.prior.covariance import Covariance, covariance_denoiser, output_scale, precondition
 from storm_ref.workbench.prior.model import Model, default_patch, read_tensors, write_tensors
 
 __all__ = [
@@ -233,7 +233,7 @@ def weighted_squares(
     if model.tiling is None:
         mean = precondition(lambda z, s: model.network(z, s, condition), noisy, sigma, model.covariance)
     else:
-        mean = bind_covariance(model.network, condition, model.tiling, model.covariance, _TOGETHER)(noisy, sigma)
+        mean = covariance_denoiser(model.network, condition, model.tiling, model.covariance, _TOGETHER)(noisy, sigma)
     weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2
     return weight * (mean - batch.x) ** 2
 

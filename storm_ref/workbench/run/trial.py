@@ -95,9 +95,7 @@ def run_trial(fields: Fields, settings: TrialSettings, progress: Progress | None
     return TrialResult(model, scores, when, truth, analyses, seen)
 
 
-def _rival(
-    fields: Fields, when: Shaped[np.ndarray, " t"], step: np.timedelta64
-) -> optimal_interpolation.Background:
+def _rival(fields: Fields, when: Shaped[np.ndarray, " t"], step: np.timedelta64) -> optimal_interpolation.Background:
     now = np.searchsorted(fields.time, when)
     before = np.array([history(fields.time, t, 1, step)[0][0] for t in when])
     return optimal_interpolation.fit(fields.values[before], fields.values[now], _hours(when))
