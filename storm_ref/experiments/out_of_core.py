@@ -10,8 +10,8 @@ Inputs and outputs lie on disk: Zarr v3 arrays, numpy memory maps, or anything w
 What is promised:
 
 * `denoise` equals `tiling.tiled_denoiser(network, condition, tiling, tiles_per_batch)(x, sigma)`, evaluated without
-  gradients, bit for bit where the network is finite: the batches are the same, and contributions to a point are added in the same
-  order. (In memory a tile that is not finite spoils its whole extent; here only the points where it has weight.)
+  gradients, bit for bit where the network is finite: the batches are the same, and contributions to a point are added
+  in the same order. (In memory a tile that is not finite spoils its whole extent; here only where it has weight.)
   `compress` equals `Storm.compress` to rounding.
 * Memory holds the tiles in flight and nine files of batches, or one block and `chunk` frames of it; besides only axes:
   coordinates, weights and cuts, O(H + W) numbers. On disk the batches take about the size of the state.
