@@ -237,8 +237,8 @@ MEMORY = [
     (
         "mean of the chunks",
         "TemporalMemory.update",
-        "memory_start(value) if state is None else state",
-        "memory_start(value)",
+        "if state is None:",
+        "if True:",
         checks.check_memory_of_network,
     ),
     (
