@@ -235,7 +235,8 @@ class Storm(nn.Module):
         return self.finish(t, e, rows)
 
     def _check(self, x: Tensor, sigma: Tensor, condition: Condition) -> None:
-        c, b = self.config, x.shape[0]
+        c = self.config
+        b = x.shape[0]
         rows, cols = condition.position.shape[-3:-1]
         grid = (rows * c.patch[0], cols * c.patch[1])
         position = condition.position if condition.position.ndim > 3 else condition.position[None]
@@ -246,7 +247,8 @@ class Storm(nn.Module):
         _expect("position", position, {1, b}, (rows, cols, c.position_features))
 
     def _check_past(self, past: Tensor, static: Tensor, age: Tensor, position: Tensor) -> None:
-        c, b, k = self.config, *past.shape[:2]
+        c = self.config
+        b, k = past.shape[:2]
         rows, cols = position.shape[:2]
         grid = (rows * c.patch[0], cols * c.patch[1])
         _expect("past frames", past, {b}, (k, c.channels, *grid))
