@@ -1,4 +1,4 @@
-"""python -m storm_ref: see storm_ref.workbench.cli.commands."""
+"""Start the workbench's command line, `storm_ref.workbench.cli.commands`, by `python -m storm_ref`."""
 
 import sys
 

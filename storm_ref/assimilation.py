@@ -1,20 +1,21 @@
 """One-stage assimilation: draw today's state given the past states and today's observations, in one generative step.
 
-[DA-1] target: x_k ~ p(x_k | x_{k-K:k-1}, y_k). The K past states are taken as known: their errors do not enter, and
-       nothing of y_k reaches them.
-[DA-2] forecast only is the same draw without observations: p(x_k | x_{k-K:k-1}).
-[DA-3] members are independent draws: member m of analysis k has noise that depends on (seed, k, m) alone, not on how
-       many members there are, how they are batched or which machine draws them.
-[DA-4] a cycle feeds each member its own analyses as history.
+[DA-1] an analysis draws x_k ~ p(x_k | x_{k-K:k-1}, y_k). The K past states are taken as known: their errors do not
+       enter, and nothing of y_k reaches them
+[DA-2] a forecast is the same draw without observations: p(x_k | x_{k-K:k-1})
+[DA-3] members are independent draws: the noise of member m of analysis k depends on (seed, k, m) alone, not on the size
+       of the ensemble, on batching or on the machine
+[DA-4] a cycle feeds each member its own analyses as history
 [DA-5] in a linear model x_k = A x_{k-1} + q, q ~ N(0, Q), y = H x + e, e ~ N(0, R), the cycle is
            G = Q H^T (H Q H^T + R)^-1,   m_k = (I - G H) A m_{k-1} + G y_k,
            P_k = (I - G H) A P_{k-1} A^T (I - G H)^T + (I - G H) Q,
-       which is not the Kalman filter: the gain uses Q, not the forecast covariance A P A^T + Q. This recursion is the
-       oracle of every cycling test. It is the price of taking history as known.
-[DA-6] the state stays finite, or the analysis stops and names the step and the member
+       which is not the Kalman filter: the gain uses Q, not the forecast covariance A P A^T + Q, which is the price of
+       taking history as known. This recursion is the oracle of every cycling test
+[DA-6] a state that stops being finite stops the analysis with an error that names the step and the member
+[DA-7] observations without a guidance method are refused; they are never ignored
 
-The one-stage target is the paper's; which posterior diffusion-based schemes target differs from scheme to scheme
-(Hodyss & Morzfeld 2025), hence DA-5.
+The one-stage target is the paper's. Diffusion-based schemes differ in which posterior they target (Hodyss & Morzfeld
+2025), hence DA-5.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,15 +31,15 @@ from storm_ref.guidance import ObservationsLike
 
 __all__ = ["Guide", "Sampler", "cycle", "draw_members", "linear_cycle", "member_noise"]
 
-# A guidance method with its settings bound: (D, observations) -> guided D.
+# A guidance method with its parameters bound: takes D and observations, returns the guided D.
 Guide = Callable[[Denoise, ObservationsLike], Denoise]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How members are drawn: noise levels (edm.schedule), churn, and how many members are evaluated together.
+    """The settings by which members are drawn: noise levels, churn, and the number of members evaluated in one batch.
 
-    Raises ValueError for members_per_batch < 1.
+    The noise levels are those of `edm.schedule`. Raises ValueError for members_per_batch < 1.
     """
 
     sigmas: Float[Tensor, " levels"]
@@ -47,28 +48,27 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.members_per_batch < 1:
-            raise ValueError(
-                f"at least one member must be evaluated at a time, got members_per_batch = {self.members_per_batch}"
-            )
+            raise ValueError(f"members_per_batch must be at least 1, got {self.members_per_batch}")
 
     @property
     def draws(self) -> int:
-        """Noise fields a member needs: its latent, and one a step when churn is on."""
+        """The number of noise fields that a member needs: its latent, and one per step when churn is on."""
         return len(self.sigmas) if self.churn.s_churn > 0 else 1
 
 
 def member_noise(
     seed: int, analysis: int, member: int, shape: Sequence[int], draws: int = 1
 ) -> Float[Tensor, "draws *s"]:
-    """Standard normal noise of one member of one analysis, float64, [DA-3]: the latent first, then one field a step.
+    """Return the standard normal noise of one member of one analysis, its latent and then its step noises, [DA-3].
 
-    The three numbers are the key of a counter-based generator (Philox), so that distinct members have distinct streams;
-    the seed of torch's CPU generator would not do, for it keeps 32 bits. The first draws do not depend on how many are
-    asked. Raises ValueError unless 0 <= seed < 2^64 and 0 <= analysis, member < 2^32.
+    It is float64. The key of a counter-based generator (Philox) is (seed, analysis, member), so that distinct members
+    have distinct streams; the seed of torch's CPU generator would not do, because it keeps only 32 bits. The first
+    draws do not depend on how many are asked for. Raises ValueError unless 0 <= seed < 2^64 and
+    0 <= analysis, member < 2^32.
     """
     if not (0 <= seed < 2**64 and 0 <= analysis < 2**32 and 0 <= member < 2**32):
         raise ValueError(
-            "seed must be in [0, 2^64), analysis and member in [0, 2^32), because the three are one 128-bit key; got "
+            "seed must be in [0, 2^64), analysis and member in [0, 2^32), because the three form one 128-bit key; got "
             f"{seed}, {analysis}, {member}"
         )
     key = np.array([seed, (analysis << 32) | member], dtype=np.uint64)
@@ -83,27 +83,29 @@ def draw_members(
     guide: Guide | None = None,
     progress: Callable[[], None] | None = None,
 ) -> Float[Tensor, "m *s"]:
-    """The ensemble of one analysis, float64, [DA-1]; without observations the forecast, [DA-2].
+    """Draw the m members of one analysis, [DA-1], or without observations of a forecast, [DA-2]; returns float64.
 
-    noise: `member_noise` of the members, stacked on dimension 1. progress: called after each sampler step of each
-    batch. Raises ValueError for no member and for observations without a guidance, NotFiniteError when a member stops
-    being finite, [DA-6]; it counts members as `noise` does.
+    noise is the `member_noise` of the members stacked along dimension 1. `progress` is called after each sampler step
+    of each batch. Raises ValueError when there is no member and when observations come without a guidance method,
+    [DA-7], and NotFiniteError, with members numbered as in `noise`, when one stops being finite, [DA-6].
     """
     if noise.shape[1] == 0:
         raise ValueError("no member to draw: the noise has size 0 along dimension 1")
     if observations is not None and guide is None:
-        raise ValueError("observations need a guidance method to say how they are used")
+        raise ValueError("observations need a guidance method that says how they are used; none is given")
     guided = denoise if observations is None or guide is None else guide(denoise, observations)
-    parts = []
+    batches = []
     for start in range(0, noise.shape[1], sampler.members_per_batch):
         part = noise[:, start : start + sampler.members_per_batch]
-        later = part[1:] if len(part) > 1 else None
+        latents = part[0]
+        step_noises = part[1:] if len(part) > 1 else None
         try:
             with torch.no_grad():
-                parts.append(sample(guided, part[0], sampler.sigmas, sampler.churn, later, progress))
-        except NotFiniteError as e:
-            raise NotFiniteError([start + m for m in e.members], e.step, e.steps, e.sigma) from None
-    return torch.cat(parts)
+                batches.append(sample(guided, latents, sampler.sigmas, sampler.churn, step_noises, progress))
+        except NotFiniteError as error:
+            members = [start + member for member in error.members]
+            raise NotFiniteError(members, error.step, error.steps, error.sigma) from None
+    return torch.cat(batches)
 
 
 def cycle(
@@ -111,10 +113,10 @@ def cycle(
     analyses: Sequence[ObservationsLike | None],
     draw: Callable[[Sequence[Tensor], ObservationsLike | None, int], Tensor],
 ) -> Iterator[Float[Tensor, "m *s"]]:
-    """Analyses one after another, each member's own results becoming its history, [DA-4].
+    """Yield the members of one analysis after another, each member's own analyses becoming its history, [DA-4].
 
-    history: the K past states of every member, newest last. `draw(history, observations, k)` draws all members of
-    analysis k. Raises ValueError for an empty history.
+    history holds the K past states of every member, newest last. `draw(history, observations, k)` draws all members of
+    analysis k, whose observations are None for a forecast. Raises ValueError for an empty history.
     """
     frames = list(history)
     if not frames:
@@ -134,16 +136,17 @@ def linear_cycle(
     covariance: Float[Tensor, "v v"],
     observations: Float[Tensor, "k n"],
 ) -> list[tuple[Float[Tensor, " v"], Float[Tensor, "v v"]]]:
-    """Mean and covariance of every analysis of a linear cycle, [DA-5].
+    """Return the mean and covariance of every analysis of a linear cycle, [DA-5].
 
-    `model` A, `model_error` Q, `operator` H, `error` R; `mean` and `covariance` of the state before the first analysis.
+    `model` is A, `model_error` Q, `operator` H and `error` R; `mean` and `covariance` are those of the state before the
+    first analysis; `observations` has one row per analysis.
     """
     innovation = operator @ model_error @ operator.T + error
     gain = torch.linalg.solve(innovation, operator @ model_error).T
     keep = torch.eye(len(mean), dtype=mean.dtype) - gain @ operator
-    result = []
+    analyses = []
     for y in observations:
         mean = keep @ model @ mean + gain @ y
         covariance = keep @ model @ covariance @ model.T @ keep.T + keep @ model_error
-        result.append((mean, covariance))
-    return result
+        analyses.append((mean, covariance))
+    return analyses

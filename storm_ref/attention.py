@@ -1,22 +1,22 @@
-"""Noise-gated attention: one block of STORM, and the two baselines it is measured against.
+"""Noise-gated attention: one block of STORM, and the two baselines it is compared with.
 
-[ATT-1] attention  A(q, k, v) = softmax(q k^T / sqrt(d)) v, d = D / A, heads side by side
+[ATT-1] attention  A(q, k, v) = softmax(q k^T / sqrt(d)) v, d = D / A, heads concatenated
 [ATT-2] adaptive layer norm  LN(x) (1 + scale) + shift, LN without affine weights, eps = 1e-6; (shift, scale, gate) for
         each of three sub-layers from one linear map D -> 9 D of silu(e), e the noise embedding (9 D^2 weights)
 [ATT-3] x += g1 * W_s[(1 - gamma_a) SelfAttn_a(LN1(x))]
         x += g2 * W_t[gamma_a CrossAttn_a(LN2(x), LN(memory))]
         x += g3 * W_2 gelu(W_1 LN3(x)), the exact gelu (erf)
-        LN1, LN2, LN3 the adaptive layer norm of [ATT-2], LN the plain one
-[ATT-4] gamma_a(sigma) = sigmoid(softplus(alpha_a) (ln sigma - beta_a)): nondecreasing in sigma by construction, -> 1 as
-        sigma grows (temporal branch), -> 0 as sigma falls (spatial branch)
-[ATT-5] no bias on key projections: it shifts all scores of a query alike, so it has neither effect nor gradient;
+        LN1, LN2, LN3 are the adaptive layer norm of [ATT-2], LN the plain one
+[ATT-4] gamma_a(sigma) = sigmoid(softplus(alpha_a) (ln sigma - beta_a)): nondecreasing in sigma by construction;
+        it tends to 1 as sigma grows (temporal branch) and to 0 as sigma falls (spatial branch)
+[ATT-5] key projections have no bias: it would shift all scores of a query alike, without effect and with zero gradient;
         all other projections have one
 [ATT-6] windowed attention of radius r: token (i, j) sees (i', j') with |i - i'| <= r and |j - j'| <= r, columns modulo
         their number on a periodic axis; the same window for tokens and for memory tokens
-[ATT-7] 25 D^2 weights a block besides biases: 4 self, 4 cross, 8 MLP, 9 adaptive layer norm
+[ATT-7] a block has 25 D^2 weights besides biases: 4 self, 4 cross, 8 MLP, 9 adaptive layer norm
 
 The paper states that spatial self-attention and temporal cross-attention are weighted by the noise level, temporal at
-high noise, spatial at low. The gate's formula and the order of the sub-layers are our interpretation. Adaptive layer
+high noise and spatial at low. The gate's formula and the order of the sub-layers are our interpretation. Adaptive layer
 norm: Peebles & Xie (2023). TimeSformer: Bertasius et al. (2021).
 """
 
@@ -48,7 +48,7 @@ def attention_by_definition(
     v: Float[Tensor, "*b m e"],
     mask: Bool[Tensor, "n m"] | None = None,
 ) -> Float[Tensor, "*b n e"]:
-    """[ATT-1] as written; `mask` True where a query sees a key."""
+    """Return attention as [ATT-1] writes it; `mask` is True where a query sees a key."""
     score = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     if mask is not None:
         score = score.masked_fill(~mask, -torch.inf)
@@ -61,49 +61,57 @@ def attention(
     v: Float[Tensor, "b a m d"],
     mask: Bool[Tensor, "n m"] | None = None,
 ) -> Float[Tensor, "b a n d"]:
-    """[ATT-1] by the fused kernel, which never stores the n x m scores; equals the definition to rounding."""
+    """Return attention, [ATT-1], by the fused kernel, which never stores the n x m scores.
+
+    `mask` is True where a query sees a key. The result equals `attention_by_definition` to rounding.
+    """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def window_mask(
     rows: int, cols: int, radius: int, periodic: bool, device: torch.device | None = None
 ) -> Bool[Tensor, "n n"]:
-    """True where token (i, j) sees token (i', j'), [ATT-6]; tokens row-major, columns wrap when `periodic`."""
-    i, j = torch.arange(rows, device=device), torch.arange(cols, device=device)
-    di, dj = (i[:, None] - i).abs(), (j[:, None] - j).abs()
+    """Return the mask of windowed attention, True where token (i, j) sees token (i', j'), [ATT-6].
+
+    radius is in tokens; tokens are numbered row by row; columns wrap around when `periodic`.
+    """
+    i = torch.arange(rows, device=device)
+    j = torch.arange(cols, device=device)
+    di = (i[:, None] - i).abs()
+    dj = (j[:, None] - j).abs()
     if periodic:
         dj = torch.minimum(dj, cols - dj)
     return rearrange((di <= radius)[:, None, :, None] & (dj <= radius)[None, :, None, :], "i j k l -> (i j) (k l)")
 
 
 def layer_norm(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-    """(x - mean) / sqrt(var + 1e-6) over the last dimension, population variance, no weights, [ATT-2]."""
+    """Return (x - mean) / sqrt(var + 1e-6) over the last dimension: population variance, no weights, [ATT-2]."""
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
 ) -> Float[Tensor, "b n d"]:
-    """LN(x) (1 + scale) + shift, [ATT-2]."""
+    """Return the adaptive layer norm LN(x) (1 + scale) + shift, [ATT-2]."""
     return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
 
 
 def noise_gate(
     sigma: Float[Tensor, " b"], alpha: Float[Tensor, " a"], beta: Float[Tensor, " a"]
 ) -> Float[Tensor, "b a"]:
-    """gamma_a(sigma), [ATT-4], in float64 whatever the dtype of alpha and beta, [NET-9].
+    """Return the noise gate gamma_a(sigma) of [ATT-4], in float64 whatever the dtype of alpha and beta, [NET-9].
 
     Raises ValueError for sigma <= 0.
     """
     if not bool((sigma > 0).all()):
         raise ValueError(f"the noise gate needs sigma > 0, got {sigma.min().item()}")
-    # torch's own threshold of 20 for softplus(x) = x is off by 2e-9 there; beyond 40 it is exact in float64.
+    # torch takes softplus(x) = x above a threshold: its default of 20 is off by 2e-9 there, 40 is exact in float64.
     steepness = F.softplus(alpha.double(), threshold=40)
     return torch.sigmoid(steepness * (sigma.double().log()[:, None] - beta))
 
 
 class MultiHead(nn.Module):
-    """Query, key (no bias, [ATT-5]), value and output projections of one attention: 4 D^2 weights."""
+    """Multi-head attention with its query, key (no bias, [ATT-5]), value and output projections: 4 D^2 weights."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -120,7 +128,10 @@ class MultiHead(nn.Module):
         head_weight: Float[Tensor, "b a"] | None = None,
         mask: Bool[Tensor, "n m"] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """W_o[weight_a A_a(x, context)]: self-attention when `context` is `x`."""
+        """Return W_o[weight_a A_a(x, context)], which is self-attention when `context` is `x`.
+
+        `head_weight` multiplies each head's output before the output projection, [ATT-3].
+        """
         q, k, v = (
             rearrange(project(t), "b n (a d) -> b a n d", a=self.heads)
             for project, t in ((self.query, x), (self.key, context), (self.value, context))
@@ -155,7 +166,11 @@ class Block(nn.Module):
         sigma: Float[Tensor, " b"],
         mask: Bool[Tensor, "n m"] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """Tokens x, memory tokens, noise embedding and noise level in; tokens out. `mask` is [ATT-6]'s window."""
+        """Return the tokens after the three sub-layers of [ATT-3].
+
+        Takes tokens x, memory tokens, noise embedding and noise level; `mask` is the window of [ATT-6], None for all
+        tokens. Raises ValueError for sigma <= 0.
+        """
         nine = self.adaptive(F.silu(embedding)).chunk(9, -1)
         shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3, gate3 = nine
         gamma = noise_gate(sigma, self.gate_alpha, self.gate_beta).to(x.dtype)
@@ -167,7 +182,7 @@ class Block(nn.Module):
 
 
 class SpaceTimeBlock(nn.Module):
-    """Baseline: full attention over all T N space-time tokens, O((T N)^2)."""
+    """Baseline with joint attention over all T N space-time tokens, O((T N)^2)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
@@ -175,7 +190,7 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = _mlp(width, mlp_ratio)
 
     def forward(self, x: Float[Tensor, "b t n w"]) -> Float[Tensor, "b t n w"]:
-        """Pre-norm residual block over the flattened space-time tokens."""
+        """Apply a pre-norm residual block to the flattened space-time tokens."""
         tokens: Tensor = rearrange(x, "b t n w -> b (t n) w")
         y = layer_norm(tokens)
         tokens = tokens + self.joint(y, y)
@@ -184,9 +199,9 @@ class SpaceTimeBlock(nn.Module):
 
 
 class DividedBlock(nn.Module):
-    """Baseline: TimeSformer's divided attention, time then space, O(T N (T + N)).
+    """Baseline with TimeSformer's divided attention, first over time, then over space, O(T N (T + N)).
 
-    Multiply-adds a layer, no class token, MLP ratio 4: 17 T N D^2 + 2 D T N (T + N).
+    With MLP ratio 4 and no class token a layer takes 17 T N D^2 + 2 D T N (T + N) multiply-adds.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
@@ -197,7 +212,7 @@ class DividedBlock(nn.Module):
         self.mlp = _mlp(width, mlp_ratio)
 
     def forward(self, x: Float[Tensor, "b t n w"]) -> Float[Tensor, "b t n w"]:
-        """Attention over the frames of each location, then over the locations of each frame, then the MLP."""
+        """Attend over the frames of each location, then over the locations of each frame, then apply the MLP."""
         y = layer_norm(rearrange(x, "b t n w -> (b n) t w"))
         x = x + rearrange(self.time_out(self.time(y, y)), "(b n) t w -> b t n w", b=x.shape[0])
         y = layer_norm(rearrange(x, "b t n w -> (b t) n w"))

@@ -1,9 +1,9 @@
-"""Configuration of a STORM network: frozen numbers, and the presets whose sizes the paper quotes.
+"""Configuration of a STORM network: its sizes, and the presets whose sizes the paper quotes.
 
-The paper names three sizes by embedding and layers: "10M" (256, 6), "200M" (1024, 8), "10B" (3072, 40). A block of
+The paper names three sizes by embedding and layers: "10M" (256, 6), "200M" (1024, 8) and "10B" (3072, 40). A block of
 self-attention (4 D^2), cross-attention (4 D^2), an MLP of ratio 4 (8 D^2) and adaptive layer norm with three outputs
-for each of three sub-layers (9 D^2) has 25 D^2 weights, which gives 9.8 M, 210 M and 9.4 B ([NET-7]). That this is the
-paper's block is our inference.
+for each of three sub-layers (9 D^2) has 25 D^2 weights, which gives 9.8 M, 210 M and 9.4 B ([NET-7]). We infer from
+these numbers that this is the paper's block.
 """
 
 import math
@@ -14,9 +14,10 @@ __all__ = ["StormConfig", "storm_10b", "storm_10m", "storm_200m", "tiny"]
 
 @dataclass(frozen=True)
 class StormConfig:
-    """Sizes and fixed choices of one network. A checkpoint carries this and loads into nothing else.
+    """Sizes and fixed choices of one network.
 
-    Raises ValueError when the numbers contradict one another.
+    A checkpoint carries its configuration and loads into no other, [NET-8]. Raises ValueError when a size is out of
+    range or contradicts another, [CONV-12].
     """
 
     channels: int  # C, state channels
@@ -34,7 +35,7 @@ class StormConfig:
 
     def __post_init__(self) -> None:
         if len(self.patch) != 2 or min(self.patch) < 1:
-            raise ValueError(f"patch is two sizes of at least 1 (latitude, longitude), got {self.patch}")
+            raise ValueError(f"patch must be two sizes of at least 1 (latitude, longitude), got {self.patch}")
         for name in ("channels", "width", "heads", "depth", "mlp_ratio", "position_octaves"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -51,26 +52,28 @@ class StormConfig:
         if self.window is not None and self.window < 0:
             raise ValueError(f"window is a radius in tokens and must not be negative, got {self.window}")
         if not 0 < self.sigma_data < math.inf:
-            raise ValueError(f"sigma_data is a standard deviation, positive and finite, got {self.sigma_data}")
+            raise ValueError(f"sigma_data must be a positive, finite standard deviation, got {self.sigma_data}")
 
 
 def tiny(
     channels: int = 3, static_channels: int = 7, patch: tuple[int, int] = (2, 2), position_features: int = 3
 ) -> StormConfig:
-    """The size that trains on a laptop in minutes: the bundled world, tests and conformance vectors use it."""
-    return StormConfig(channels, static_channels, patch, 64, 4, 3, position_features=position_features)
+    """Return a size that trains on a laptop in minutes; the bundled world, tests and conformance vectors use it."""
+    return StormConfig(
+        channels, static_channels, patch, width=64, heads=4, depth=3, position_features=position_features
+    )
 
 
 def storm_10m(channels: int = 3, static_channels: int = 3, patch: tuple[int, int] = (2, 2)) -> StormConfig:
-    """The paper's "10M": width 256, 6 blocks."""
+    """Return the paper's "10M" size: width 256, 6 blocks."""
     return StormConfig(channels, static_channels, patch, width=256, heads=8, depth=6)
 
 
 def storm_200m(channels: int = 3, static_channels: int = 3, patch: tuple[int, int] = (2, 2)) -> StormConfig:
-    """The paper's "200M": width 1024, 8 blocks."""
+    """Return the paper's "200M" size: width 1024, 8 blocks."""
     return StormConfig(channels, static_channels, patch, width=1024, heads=16, depth=8)
 
 
 def storm_10b(channels: int = 3, static_channels: int = 3, patch: tuple[int, int] = (2, 2)) -> StormConfig:
-    """The paper's "10B": width 3072, 40 blocks."""
+    """Return the paper's "10B" size: width 3072, 40 blocks."""
     return StormConfig(channels, static_channels, patch, width=3072, heads=24, depth=40)

@@ -1,18 +1,20 @@
-"""The denoiser: tokens in, blocks, tokens out, inside EDM's preconditioning. No tiling and no sharding here.
+"""The denoiser: a network from tokens to tokens inside EDM's preconditioning, without tiling or sharding.
 
 [NET-1] noise embedding  e = W_2 silu(W_1 phi(c_noise) + b_1) + b_2,
         phi(c) = [sin(f_j c), cos(f_j c)], f_j = 2 pi 2^(j/8 - 2), all sines, then all cosines
 [NET-2] t = state tokens ([TOK-4]);  m = compressed memory ([MEM-2]) of history tokens ([TOK-5])
 [NET-3] t <- block_l(t, m, e, sigma), l = 1..L ([ATT-3])
 [NET-4] F = unpatchify(W_f [LN(t) (1 + scale) + shift] + b_f), (shift, scale) = W_m silu(e) + b_m
-[NET-5] D(x; sigma) = c_skip x + c_out F ([EDM-1]); the memory depends on neither x nor sigma: computed once an analysis
-[NET-6] the state x, static fields, memory and position share one grid and one batch (1 serves all), or an error names
-        the shapes; so do the past frames, their static fields and ages
+[NET-5] D(x; sigma) = c_skip x + c_out F(c_in x; sigma) ([EDM-1]); F forms c_noise = ln(sigma) / 4
+        and the gate's ln sigma from sigma itself; the memory depends on neither x nor sigma: computed once per analysis
+[NET-6] the state x, static fields, memory and position share one grid and one batch (a batch of 1 serves all samples);
+        so do the past frames, their static fields and ages; anything else is an error that names the shapes
+[NET-7] the presets count within 10 % of 10 M, 200 M and 10 B weights
+[NET-8] a checkpoint carries its configuration and loads into no other
 [NET-9] ln sigma, the waves of phi and the argument of the gate are float64 whatever the network's dtype, rounded once
-[NET-7] presets count within 10 % of 10 M, 200 M and 10 B weights
 
-The paper: a Vision Transformer denoiser that sees the current state at full resolution and the past compressed. Noise
-embedding and output layer are our interpretation (after Peebles & Xie 2023).
+The paper describes a Vision Transformer denoiser that sees the current state at full resolution and the past
+compressed. Noise embedding and output layer are our interpretation, after Peebles & Xie (2023).
 """
 
 import math
@@ -77,8 +79,10 @@ def _whole_patches(index: Int[Tensor, " i"], patch: int) -> Int[Tensor, " m"]:
 
 
 def noise_features(c_noise: Float[Tensor, " b"], count: int) -> Float[Tensor, "b count"]:
-    """phi(c_noise), [NET-1]: wave numbers from pi / 2 up, an eighth of an octave apart, so that the default 64 features
-    end at 23. Much faster waves would make the network rough in sigma, and sensitive to the rounding of sigma.
+    """Return phi(c_noise) of [NET-1] in the dtype of c_noise: count / 2 sines, then count / 2 cosines.
+
+    Wave numbers start at pi / 2 and are an eighth of an octave apart, so that the default 64 features end at 23. Much
+    faster waves would make the network rough in sigma and sensitive to the rounding of sigma.
     """
     wave = 2 * math.pi * 2.0 ** (torch.arange(count // 2, dtype=c_noise.dtype, device=c_noise.device) / 8 - 2)
     phase = c_noise[:, None] * wave
@@ -86,11 +90,11 @@ def noise_features(c_noise: Float[Tensor, " b"], count: int) -> Float[Tensor, "b
 
 
 class Storm(nn.Module):
-    """The network F and its compression of history. See the module's equations."""
+    """The network F of [NET-1] to [NET-4] and its compression of history, for one `StormConfig`."""
 
-    @torch.random.fork_rng(devices=[])  # torch's layers draw from the global generator: it must not notice, [NUM-12]
+    @torch.random.fork_rng(devices=[])  # torch's layers draw from the global generator: its state is kept, [NUM-12]
     def __init__(self, config: StormConfig, generator: torch.Generator | None = None) -> None:
-        """A fresh network; the generator draws its weights (None: one with seed 0)."""
+        """Make a fresh network, whose weights the generator draws; without one, a generator with seed 0."""
         super().__init__()
         self.config = config
         points = config.patch[0] * config.patch[1]
@@ -111,9 +115,10 @@ class Storm(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Training's starting point: the blocks' gates and the output are zero, so that F = 0 and D = c_skip x.
+        """Set the weights to training's starting point, where F = 0 and D = c_skip x.
 
-        All other matrices are uniform within 1 / sqrt(fan_in), all vectors zero.
+        The blocks' adaptive layer norms and the output layer are zero, all other matrices uniform within
+        1 / sqrt(fan_in), and all other vectors zero.
         """
         for weight in self.parameters():
             bound = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.0
@@ -129,7 +134,7 @@ class Storm(nn.Module):
     def embed(
         self, x: Float[Tensor, "b c h w"], static: Float[Tensor, "b s h w"], position: Float[Tensor, "*t rows cols p"]
     ) -> Float[Tensor, "b n d"]:
-        """State tokens of x, already scaled by c_in, [TOK-4]."""
+        """Return the state tokens of x, which is already scaled by c_in, [TOK-4]."""
         t = self.embed_state(patchify(torch.cat([x, static], 1), self.config.patch))
         return t + self._position(position, t)  # type: ignore[no-any-return]
 
@@ -140,7 +145,10 @@ class Storm(nn.Module):
         age: Float[Tensor, "b k"],
         position: Float[Tensor, "rows cols p"],
     ) -> Float[Tensor, "b k n d"]:
-        """History tokens, [TOK-5]. Raises ValueError as `compress` does."""
+        """Return the history tokens of k past frames, [TOK-5], with age codes from float64, [TOK-9].
+
+        The arguments are those of `compress`. Raises ValueError for ages and shapes as `compress` does.
+        """
         self._check_past(past, static, age, position)
         fields = torch.cat([past, static], 2).to(self.embed_history.weight.dtype)
         tokens = self.embed_history(patchify(fields, self.config.patch))
@@ -148,7 +156,7 @@ class Storm(nn.Module):
         return tokens + self._position(position, tokens) + code[:, :, None]  # type: ignore[no-any-return]
 
     def embed_sigma(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """The noise embedding e, [NET-1]."""
+        """Return the noise embedding e of [NET-1]; c_noise and its waves are float64, [NET-9]."""
         features = noise_features(sigma.double().log() / 4, self.config.noise_features)
         dtype = next(self.embed_noise.parameters()).dtype
         return self.embed_noise(features.to(dtype))  # type: ignore[no-any-return]
@@ -156,7 +164,7 @@ class Storm(nn.Module):
     def finish(
         self, tokens: Float[Tensor, "b n d"], embedding: Float[Tensor, "b d"], rows: int
     ) -> Float[Tensor, "b c h w"]:
-        """F from the last block's tokens, [NET-4]."""
+        """Return F from the last block's tokens and the noise embedding, on a grid of `rows` patch rows, [NET-4]."""
         shift, scale = self.final_adaptive(F.silu(embedding)).chunk(2, -1)
         return unpatchify(self.final(modulate(tokens, shift, scale)), self.config.patch, rows)
 
@@ -168,9 +176,9 @@ class Storm(nn.Module):
         age: Float[Tensor, "b k"],
         position: Float[Tensor, "rows cols p"],
     ) -> MemoryState:
-        """Stream k past frames into the memory; `static` are each frame's own fields and forcings, `age` in hours.
+        """Add k past frames to the memory's state, [MEM-3]; before the first chunk it is None.
 
-        Raises ValueError as `compress` does.
+        The arguments are those of `compress`. Raises ValueError for ages and shapes as `compress` does.
         """
         return self.memory.update(state, self.embed_past(past, static, age, position))
 
@@ -182,14 +190,16 @@ class Storm(nn.Module):
         position: Float[Tensor, "rows cols p"],
         chunk: int = 16,
     ) -> Float[Tensor, "b rows cols d"]:
-        """K past frames to one memory token a location, `chunk` frames at a time, [NET-2].
+        """Compress k past frames into one memory token per location, `chunk` frames at a time, [NET-2].
 
-        Raises ValueError on no frame, frames of the future, shapes that do not fit, or an empty chunk.
+        past is normalised as the state; `static` holds each frame's own fields and forcings; `age` is in hours,
+        positive into the past. Raises ValueError when there is no frame, [MEM-7], when an age is not positive and
+        finite, [TOK-8], when shapes do not fit, [NET-6], and for chunk < 1.
         """
         if past.shape[1] == 0:
             raise ValueError("the memory needs at least one past frame, got none")
         if chunk < 1:
-            raise ValueError(f"a chunk is at least one frame, got {chunk}")
+            raise ValueError(f"a chunk must be at least one frame, got {chunk}")
         self._check_past(past, static, age, position)
         state: MemoryState | None = None
         for at in range(0, past.shape[1], chunk):
@@ -199,6 +209,7 @@ class Storm(nn.Module):
         return rearrange(self.memory.finish(state), "b (i j) d -> b i j d", i=position.shape[0])
 
     def _position(self, position: Tensor, like: Tensor) -> Tensor:
+        """Return the position code P(r) in the dtype of `like`; its waves are float64, [TOK-9]."""
         features = fourier_features(position.double(), self.config.position_octaves)
         code: Tensor = self.embed_position(rearrange(features.to(like.dtype), "... i j f -> ... (i j) f"))
         return code
@@ -206,9 +217,9 @@ class Storm(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], condition: Condition
     ) -> Float[Tensor, "b c h w"]:
-        """F(x; sigma) for x already scaled by c_in, [NET-1] to [NET-4].
+        """Return F(x; sigma) for x already scaled by c_in, [NET-1] to [NET-4].
 
-        Raises ValueError naming what does not share the grid or the batch, [NET-6].
+        Raises ValueError that names what does not share the grid or the batch, [NET-6], and for sigma <= 0.
         """
         self._check(x, sigma, condition)
         batch = x.shape[0]
@@ -224,7 +235,8 @@ class Storm(nn.Module):
         return self.finish(t, e, rows)
 
     def _check(self, x: Tensor, sigma: Tensor, condition: Condition) -> None:
-        c, b = self.config, x.shape[0]
+        c = self.config
+        b = x.shape[0]
         rows, cols = condition.position.shape[-3:-1]
         grid = (rows * c.patch[0], cols * c.patch[1])
         position = condition.position if condition.position.ndim > 3 else condition.position[None]
@@ -235,7 +247,8 @@ class Storm(nn.Module):
         _expect("position", position, {1, b}, (rows, cols, c.position_features))
 
     def _check_past(self, past: Tensor, static: Tensor, age: Tensor, position: Tensor) -> None:
-        c, b, k = self.config, *past.shape[:2]
+        c = self.config
+        b, k = past.shape[:2]
         rows, cols = position.shape[:2]
         grid = (rows * c.patch[0], cols * c.patch[1])
         _expect("past frames", past, {b}, (k, c.channels, *grid))
@@ -248,30 +261,38 @@ def _expect(name: str, tensor: Tensor, batch: set[int], shape: tuple[int, ...]) 
     got = tuple(tensor.shape)
     if got[:1] == () or got[0] not in batch or got[1:] != shape:
         lead = " or ".join(str(b) for b in sorted(batch))
-        raise ValueError(f"{name}: shape {got}, but the network on this grid and batch wants ({lead}) x {shape}")
+        raise ValueError(f"{name}: shape {got}, but the network on this grid and batch needs ({lead}) x {shape}")
 
 
 def denoiser(network: Storm, condition: Condition) -> Denoise:
-    """D(x; sigma) of one analysis, untiled, [NET-5]: float64 outside, the network's dtype inside."""
+    """Return D(x; sigma) of one analysis without tiling, [NET-5].
+
+    F is evaluated in the dtype of the network and everything else in float64.
+    """
     dtype = network.final.weight.dtype
 
+    def conditioned_network(x: Tensor, sigma: Tensor) -> Tensor:
+        raw: Tensor = network(x, sigma, condition)
+        return raw
+
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return precondition(lambda z, s: network(z, s, condition), x, sigma, network.config.sigma_data, dtype)
+        return precondition(conditioned_network, x, sigma, network.config.sigma_data, dtype)
 
     return denoise
 
 
 def count_weights(network: nn.Module) -> int:
-    """Number of trained weights; works on the meta device."""
+    """Return the number of trained weights, [NET-7]; the network may be on the meta device."""
     return sum(p.numel() for p in network.parameters())
 
 
 @torch.no_grad()
 def randomise(network: nn.Module, generator: torch.Generator, scale: float = 1.0) -> None:
-    """Generic weights for vectors and tests: matrices N(0, scale^2 / fan_in), vectors N(0, (scale / 2)^2).
+    """Draw generic weights for vectors and tests, [NUM-6].
 
-    Zero-initialised gates hide the model behind them: a test on fresh weights sees next to nothing.
+    Matrices are N(0, scale^2 / fan_in), vectors N(0, (scale / 2)^2). Gates that are initialised to zero hide the model
+    behind them: a test on fresh weights sees next to nothing.
     """
-    for p in network.parameters():
-        draw = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-        p.copy_(draw * (scale / math.sqrt(p.shape[-1]) if p.ndim > 1 else scale / 2))
+    for weight in network.parameters():
+        draw = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        weight.copy_(draw * (scale / math.sqrt(weight.shape[-1]) if weight.ndim > 1 else scale / 2))

@@ -1,13 +1,13 @@
-"""Verification: how good an ensemble is, against the truth, in the truth's own units.
+"""Verification: scores of an ensemble against the truth, in the truth's own units.
 
-x_i, i = 1..M, are the members at a point, y the truth there, m their mean and x_(i) the i-th smallest of them.
+At a point, x_i, i = 1..M, are the members, y is the truth, m the members' mean and x_(i) the i-th smallest member.
 
 [VER-1] CRPS = 1/M sum_i |x_i - y| - 1/(2 M^2) sum_ij |x_i - x_j|
 [VER-2] fair CRPS = 1/M sum_i |x_i - y| - 1/(2 M (M - 1)) sum_ij |x_i - x_j|, M >= 2: its expectation is the CRPS of the
         distribution the members are drawn from, whatever M
 [VER-3] sum_ij |x_i - x_j| = 2 sum_i (2 i - M - 1) x_(i), in O(M log M)
-[VER-4] <s> = sum_p w_p s_p / sum_p w_p over the points p that the mask selects; the rest is left out, never multiplied
-        by zero, so that NaN there does no harm (at a selected point it makes the score NaN)
+[VER-4] <s> = sum_p w_p s_p / sum_p w_p over the points p that the mask selects; other points are left out, never
+        multiplied by zero, so that a NaN there does no harm (at a selected point it makes the score NaN)
 [VER-5] w = cos(latitude)
 [VER-6] rmse = sqrt < (m - y)^2 >
 [VER-7] spread = sqrt < 1/(M - 1) sum_i (x_i - m)^2 >, M >= 2
@@ -17,7 +17,7 @@ x_i, i = 1..M, are the members at a point, y the truth there, m their mean and x
 [VER-10] every score is computed in float64, whatever the dtype of its input
 
 References: Gneiting & Raftery (2007), eq. 21 for VER-1; Ferro (2014) for VER-2; Fortin et al. (2014) for VER-8; Hamill
-(2001) for VER-9. The paper reports RMSE, spread and CRPS without formulas: these are our interpretation.
+(2001) for VER-9. The paper reports RMSE, spread and CRPS without formulas; those given here are our interpretation.
 """
 
 import math
@@ -41,13 +41,16 @@ __all__ = [
 
 
 def sum_of_differences_pairwise(members: Float[Tensor, "m *grid"]) -> Float64[Tensor, "*grid"]:
-    """The sum over all ordered pairs of |x_i - x_j|, pair by pair: the definition, O(M^2) in time and memory."""
+    """Return the sum of |x_i - x_j| over all ordered pairs, pair by pair: the definition, O(M^2) in time and memory."""
     x = members.double()
     return (x[:, None] - x[None, :]).abs().sum((0, 1))
 
 
 def sum_of_differences(members: Float[Tensor, "m *grid"]) -> Float64[Tensor, "*grid"]:
-    """[VER-3] The same sum from the sorted members; the nearer they are to zero, the smaller its rounding error."""
+    """Return the sum of |x_i - x_j| over all ordered pairs from the sorted members, [VER-3].
+
+    The nearer the members are to zero, the smaller is its rounding error.
+    """
     x = members.double().sort(0).values
     m = x.shape[0]
     coefficient = 2 * torch.arange(1, m + 1, dtype=torch.float64, device=x.device) - m - 1
@@ -55,10 +58,10 @@ def sum_of_differences(members: Float[Tensor, "m *grid"]) -> Float64[Tensor, "*g
 
 
 def crps_ensemble(members: Float[Tensor, "m *grid"], truth: Float[Tensor, "*grid"]) -> Float64[Tensor, "*grid"]:
-    """[VER-1] Continuous ranked probability score of the members as they stand, point by point.
+    """Return the continuous ranked probability score of the ensemble at each point, [VER-1].
 
-    members [M, ...] and truth [...] in one unit, which is the score's too. With M = 1 it is the absolute error.
-    ValueError where the shapes do not fit.
+    members [M, ...] and truth [...] share one unit, which is also the score's. With M = 1 the score is the absolute
+    error. Raises ValueError when the shapes do not fit.
     """
     departure = _departures(members, truth, least=1)
     m = departure.shape[0]
@@ -66,10 +69,10 @@ def crps_ensemble(members: Float[Tensor, "m *grid"], truth: Float[Tensor, "*grid
 
 
 def crps_fair(members: Float[Tensor, "m *grid"], truth: Float[Tensor, "*grid"]) -> Float64[Tensor, "*grid"]:
-    """[VER-2] The score without the bias of a finite ensemble: the one to compare ensembles of different sizes by.
+    """Return the fair CRPS at each point, [VER-2]: without the bias of a finite ensemble, so that sizes M compare.
 
-    members [M, ...] and truth [...] in one unit, which is the score's too. It can be negative.
-    ValueError where M < 2 or the shapes do not fit.
+    members [M, ...] and truth [...] share one unit, which is also the score's. The fair score can be negative. Raises
+    ValueError when M < 2 or the shapes do not fit.
     """
     departure = _departures(members, truth, least=2)
     m = departure.shape[0]
@@ -82,10 +85,10 @@ def average(
     weights: Float[Tensor, "..."] | None = None,
     mask: Bool[Tensor, "..."] | None = None,
 ) -> Float64[Tensor, ""]:
-    """[VER-4] Weighted mean of a score over the points where the mask is true.
+    """Return the weighted mean of a score over the points where the mask is true, [VER-4].
 
-    weights (>= 0) and mask are broadcast to the score's shape; None is 1, and everywhere. ValueError where they do not
-    broadcast, a weight is negative or not finite, or nothing is left to average.
+    weights (>= 0) and mask are broadcast to the shape of the score; without them all points count alike. Raises
+    ValueError when they do not broadcast, when a weight is negative or not finite, and when nothing is left to average.
     """
     selected = _selection(mask, score)
     chosen = score[selected].double()
@@ -95,18 +98,19 @@ def average(
     if weight.sum() == 0:
         raise ValueError(
             f"nothing to average: {chosen.numel()} of {score.numel()} points are selected and their weights sum to 0; "
-            "check mask and weights"
+            "check the mask and the weights"
         )
     return (weight * chosen).sum() / weight.sum()
 
 
 def area_weights(latitude: Float[Tensor, " h"]) -> Float64[Tensor, "h 1"]:
-    """[VER-5] Area of a cell of a regular latitude-longitude grid up to a factor; latitude in degrees.
+    """Return weights proportional to the area of the cells of a regular latitude-longitude grid, [VER-5].
 
-    Shape [H, 1], to be broadcast against fields [..., H, W]. ValueError for a latitude outside -90..90.
+    latitude is in degrees; the weights have shape [H, 1] and broadcast against fields [..., H, W]. Raises ValueError
+    for a latitude outside -90..90.
     """
     if not bool((latitude.abs() <= 90).all()):
-        raise ValueError(f"latitude must be -90..90 degrees, got {latitude.min().item()} to {latitude.max().item()}")
+        raise ValueError(f"latitude must be in -90..90 degrees, got {latitude.min().item()} to {latitude.max().item()}")
     return latitude.double().deg2rad().cos()[:, None]
 
 
@@ -117,9 +121,9 @@ def rmse(
     weights: Float[Tensor, "..."] | None = None,
     mask: Bool[Tensor, "..."] | None = None,
 ) -> Float64[Tensor, ""]:
-    """[VER-6] Root-mean-square error of the ensemble mean, in the unit of members [M, ...] and truth [...].
+    """Return the root-mean-square error of the ensemble mean, in the unit of members [M, ...] and truth [...], [VER-6].
 
-    ValueError where the shapes do not fit, and as for `average`.
+    Raises ValueError when the shapes do not fit, and as `average` does.
     """
     return average(_departures(members, truth, least=1).mean(0).square(), weights=weights, mask=mask).sqrt()
 
@@ -130,9 +134,9 @@ def spread(
     weights: Float[Tensor, "..."] | None = None,
     mask: Bool[Tensor, "..."] | None = None,
 ) -> Float64[Tensor, ""]:
-    """[VER-7] Root of the mean unbiased ensemble variance, in the unit of members [M, ...].
+    """Return the root of the mean unbiased ensemble variance, in the unit of members [M, ...], [VER-7].
 
-    ValueError where M < 2, and as for `average`.
+    Raises ValueError when M < 2, and as `average` does.
     """
     _require_members(members, least=2)
     return average(members.double().var(0, correction=1), weights=weights, mask=mask).sqrt()
@@ -145,10 +149,11 @@ def spread_skill(
     weights: Float[Tensor, "..."] | None = None,
     mask: Bool[Tensor, "..."] | None = None,
 ) -> Float64[Tensor, ""]:
-    """[VER-8] Spread over skill, corrected for the size of the ensemble: 1 is calibrated, less is overconfident.
+    """Return spread over skill, corrected for the size of the ensemble, [VER-8].
 
-    members [M, ...] and truth [...] in one unit. ValueError where M < 2, the error is zero everywhere or the shapes do
-    not fit, and as for `average`.
+    The ratio of a calibrated ensemble is 1, that of an overconfident one less. members [M, ...] and truth [...] share
+    one unit. Raises ValueError when M < 2, when the error is zero at every selected point and when the shapes do not
+    fit, and as `average` does.
     """
     error = rmse(members, truth, weights=weights, mask=mask)
     if error == 0:
@@ -164,14 +169,15 @@ def rank_histogram(
     *,
     mask: Bool[Tensor, "..."] | None = None,
 ) -> Int64[Tensor, " ranks"]:
-    """[VER-9] How often the truth has each of the M + 1 ranks among the members; flat when it is one of them in kind.
+    """Count how often the truth has each of the M + 1 ranks among the members, [VER-9].
 
-    The generator breaks ties; it is advanced by one uniform number a selected point, ties or none. ValueError for NaN
-    at a selected point (it has no rank), and where the shapes do not fit.
+    The histogram is flat when truth and members are draws from one distribution. The generator breaks ties; it is
+    advanced by one uniform number per selected point, whether there are ties or not. Raises ValueError for a NaN at a
+    selected point, which has no rank, and when the shapes do not fit.
     """
     departure = _departures(members, truth, least=1)[:, _selection(mask, truth)]
     if bool(departure.isnan().any()):
-        raise ValueError(f"NaN at {int(departure.isnan().any(0).sum())} selected points: leave them out with the mask")
+        raise ValueError(f"NaN at {int(departure.isnan().any(0).sum())} selected points; leave them out with the mask")
     ties = (departure == 0).sum(0)
     uniform = torch.rand(ties.shape, dtype=torch.float64, generator=generator, device=generator.device).to(ties.device)
     # A uniform number is at most 1 - 2^-53, and its product with ties + 1 never rounds up to ties + 1.
@@ -180,10 +186,10 @@ def rank_histogram(
 
 
 def _departures(members: Tensor, truth: Tensor, least: int) -> Tensor:
-    """x_i - y in float64."""
+    """Return x_i - y in float64, [VER-10]."""
     if members.shape[1:] != truth.shape:
         raise ValueError(
-            f"members {tuple(members.shape)} do not fit truth {tuple(truth.shape)}: want [M, ...] and [...]"
+            f"members {tuple(members.shape)} do not fit truth {tuple(truth.shape)}; they must be [M, ...] and [...]"
         )
     _require_members(members, least)
     return members.double() - truth.double()

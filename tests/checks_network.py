@@ -377,7 +377,7 @@ def check_memory_split(
     # Scores differ by at most 8 stretch (the draws are within 4): the argument of exp is rounded to that.
     roundings = 2 * (k + 8 * stretch + 4)
     close(memory_by_definition(score, value), want, roundings, "one softmax over the frames", float(value.abs().max()))
-    state = memory_start(value)
+    state = memory_start(value.dtype, (len(value), *value.shape[2:]))
     for frames in torch.tensor(order).split(list(sizes)):
         state = memory_update(state, score[:, frames], value[:, frames])
     assert state.accumulator.shape == (2, 3, 2, 4), "the state must not grow with the number of frames"
@@ -400,7 +400,7 @@ def check_memory_extreme(dtype: torch.dtype = torch.float64, top: float = 1e4) -
         winners = [k + 1.0 for k, s in enumerate(scores) if s == max(scores)]
         want = torch.tensor(sum(winners) / len(winners), dtype=dtype)
         for size in (1, 2, 4):
-            state = memory_start(value)
+            state = memory_start(value.dtype, (len(value), *value.shape[2:]))
             for s, v in zip(score.split(size, 1), value.split(size, 1), strict=True):
                 state = memory_update(state, s, v)
             # Exact: the other weights are e^-9999 or less, zero in both dtypes, and the means are of small integers.
@@ -411,7 +411,7 @@ def check_memory_extreme(dtype: torch.dtype = torch.float64, top: float = 1e4) -
 def check_memory_empty() -> None:
     """[MEM-3] no frame: refused in words."""
     value = torch.zeros(1, 0, 2, 1, 3, dtype=torch.float64)
-    refuses(lambda: memory_finish(memory_start(value)), "no frame")
+    refuses(lambda: memory_finish(memory_start(value.dtype, (len(value), *value.shape[2:]))), "no frame")
     refuses(lambda: generic(TemporalMemory(4, 2))(normal(1, 0, 3, 4)), "no frame")
 
 

@@ -179,12 +179,12 @@ def test_draw_members_invalid_no_member() -> None:
 
 def test_draw_members_invalid_too_few_draws() -> None:
     """[DA-3] churn wants one field a step."""
-    with pytest.raises(ValueError, match="churn needs one noise a step"):
+    with pytest.raises(ValueError, match="churn needs one noise field per step"):
         draw_members(pointwise, noise(2, (3,), 1), Sampler(schedule(3), Churn(1.0)))
 
 
 def test_sampler_invalid_together() -> None:
-    with pytest.raises(ValueError, match="members_per_batch = 0"):
+    with pytest.raises(ValueError, match="members_per_batch must be at least 1, got 0"):
         Sampler(schedule(3), members_per_batch=0)
 
 

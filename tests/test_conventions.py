@@ -325,7 +325,7 @@ def test_codes_are_computed_in_float64_and_rounded_once() -> None:
 def test_memory_invalid_without_frame() -> None:
     """[MEM-7]"""
     with pytest.raises(ValueError, match="no frame"):
-        memory_finish(memory_start(torch.zeros(1, 1, 2, 2, 3)))
+        memory_finish(memory_start(torch.float32, (1, 2, 2, 3)))
     with pytest.raises(ValueError, match="at least one past frame"):
         network().compress(normal(1, 0, 2, *GRID), normal(1, 0, 1, *GRID), torch.zeros(1, 0), positions())
 
@@ -351,7 +351,7 @@ def test_edm_loss_leaves_out_points_that_are_not_valid() -> None:
 @pytest.mark.parametrize("levels", [[1.0, 0.5], [1.0, 1.0, 0.0], [0.5, 1.0, 0.0], [0.0], [1.0, float("nan"), 0.0]])
 def test_sample_invalid_levels(levels: list[float]) -> None:
     """[EDM-12]"""
-    with pytest.raises(ValueError, match="fall strictly and end in 0"):
+    with pytest.raises(ValueError, match="decrease strictly to 0"):
         sample(gaussian(1.0), normal(1, 2), torch.tensor(levels).double())
 
 

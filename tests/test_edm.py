@@ -248,7 +248,7 @@ def test_churn_gamma_at_its_limits() -> None:
 @pytest.mark.parametrize("arguments", [{"s_churn": -1.0}, {"s_noise": -0.1}, {"s_churn": math.nan}])
 def test_churn_invalid(arguments: dict[str, float]) -> None:
     """[EDM-6]"""
-    with pytest.raises(ValueError, match="churn and its noise must not be negative"):
+    with pytest.raises(ValueError, match="s_churn and s_noise must not be negative"):
         Churn(**arguments)
 
 
@@ -387,7 +387,7 @@ def test_sample_invalid_state_names_member_and_step() -> None:
 )
 def test_sample_invalid_levels(sigmas: list[float]) -> None:
     """[EDM-5]"""
-    with pytest.raises(ValueError, match="must fall strictly and end in 0, got"):
+    with pytest.raises(ValueError, match="must decrease strictly to 0, got"):
         sample(pointwise, normal(1, 2), torch.tensor(sigmas, dtype=torch.float64))
 
 
@@ -395,5 +395,5 @@ def test_sample_invalid_levels(sigmas: list[float]) -> None:
 def test_sample_invalid_churn_noises(shape: tuple[int, ...] | None, unchecked: None) -> None:
     """[EDM-8] none, too few, too many, or one for all members: that would make members alike."""
     noises = None if shape is None else normal(*shape)
-    with pytest.raises(ValueError, match=r"one noise a step, of shape \(4, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"one noise field per step, of shape \(4, 2, 3\)"):
         sample(pointwise, normal(2, 3), schedule(4), Churn(1.0), noises)

@@ -410,7 +410,7 @@ def test_dps_is_stiff(ratio: int) -> None:
 
 def test_dps_too_stiff_stops_the_sampler() -> None:
     """[GUIDE-9] [DA-6] a precise observation and few steps: refused in words, not returned as numbers."""
-    with pytest.raises(NotFiniteError, match=r"more steps or another guidance"):
+    with pytest.raises(NotFiniteError, match=r"more steps or another guidance method"):
         variances(dps, vector(1.0), vector(1e-30), 12)
 
 

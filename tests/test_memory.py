@@ -7,7 +7,20 @@ from checks_network import generic, normal, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storm_ref.memory import TemporalMemory, memory_by_definition, memory_finish, memory_start, memory_update
+from storm_ref.memory import (
+    MemoryState,
+    TemporalMemory,
+    memory_by_definition,
+    memory_finish,
+    memory_start,
+    memory_update,
+)
+
+
+def start(value: torch.Tensor) -> MemoryState:
+    """The state before any frame, for values [b, k, n, a, d]."""
+    batch, _, locations, heads, features = value.shape
+    return memory_start(value.dtype, (batch, locations, heads, features))
 
 
 def test_scores_and_values_value() -> None:
@@ -77,12 +90,12 @@ def test_temporal_memory_extreme_scores() -> None:
     assert all(bool(torch.isfinite(p.grad).all()) for p in memory.parameters() if p.grad is not None)
 
 
-def test_memory_gradients_equal_reference() -> None:
+def test_memory_gradients_equal_definition() -> None:
     """[MEM-3] training sees the softmax: gradients of the streamed form equal those of the plain one."""
     score, value = normal(1, 5, 2, 2).requires_grad_(), normal(1, 5, 2, 2, 3, seed=1).requires_grad_()
     target = normal(1, 2, 2, 3, seed=2)
     want = torch.autograd.grad((memory_by_definition(score, value) * target).sum(), (score, value))
-    state = memory_start(value)
+    state = start(value)
     for s, v in zip(score.split(2, 1), value.split(2, 1), strict=True):
         state = memory_update(state, s, v)
     got = torch.autograd.grad((memory_finish(state) * target).sum(), (score, value))
@@ -98,7 +111,7 @@ def test_memory_invalid_no_frame() -> None:
 def test_memory_update_empty_chunk_changes_nothing() -> None:
     """[MEM-4]"""
     value = normal(1, 3, 2, 2, 4)
-    state = memory_update(memory_start(value), normal(1, 3, 2, 2), value)
+    state = memory_update(start(value), normal(1, 3, 2, 2), value)
     again = memory_update(state, normal(1, 0, 2, 2), value[:, :0])
     assert all(torch.equal(a, b) for a, b in zip(vars(again).values(), vars(state).values(), strict=True))
 
@@ -136,7 +149,7 @@ def test_memory_duplicate_frames_change_nothing() -> None:
 def test_memory_nan_is_not_hidden() -> None:
     """[MEM-3] NaN among the scores is not hidden."""
     value = normal(1, 2, 1, 1, 3)
-    state = memory_update(memory_start(value), torch.tensor([1.0, torch.nan]).double().reshape(1, 2, 1, 1), value)
+    state = memory_update(start(value), torch.tensor([1.0, torch.nan]).double().reshape(1, 2, 1, 1), value)
     assert bool(memory_finish(state).isnan().all())
 
 
@@ -147,4 +160,4 @@ def test_memory_no_hidden_randomness() -> None:
 
 def test_memory_finish_refuses_before_dividing() -> None:
     """[MEM-3]"""
-    refuses(lambda: memory_finish(memory_start(normal(1, 1, 2, 2, 3))), "no frame", "at least one past frame")
+    refuses(lambda: memory_finish(start(normal(1, 1, 2, 2, 3))), "no frame", "at least one past frame")

@@ -80,21 +80,21 @@ TOKENISATION = [
     (
         "sine and cosine of latitude swapped",
         "sphere_position",
-        "torch.cos(lat) * torch.cos(lon), torch.cos(lat) * torch.sin(lon)",
-        "torch.sin(lat) * torch.cos(lon), torch.sin(lat) * torch.sin(lon)",
+        "torch.cos(lat) * torch.cos(lon)\n    y = torch.cos(lat) * torch.sin(lon)",
+        "torch.sin(lat) * torch.cos(lon)\n    y = torch.sin(lat) * torch.sin(lon)",
         checks.check_sphere_position,
     ),
     (
         "longitude as a plain number",
         "sphere_position",
-        "torch.cos(lat) * torch.cos(lon),",
-        "torch.cos(lat) * lon / 3.14,",
+        "torch.cos(lat) * torch.cos(lon)",
+        "torch.cos(lat) * lon / 3.14",
         checks.check_longitude_periodic,
     ),
     (
         "region without cos(lat)",
         "region_position",
-        "* torch.cos(torch.deg2rad(middle)) ",
+        "* torch.cos(torch.deg2rad(lat_0)) ",
         "",
         checks.check_region_position,
     ),
@@ -237,8 +237,8 @@ MEMORY = [
     (
         "mean of the chunks",
         "TemporalMemory.update",
-        "memory_start(value) if state is None else state",
-        "memory_start(value)",
+        "if state is None:",
+        "if True:",
         checks.check_memory_of_network,
     ),
     (
@@ -692,8 +692,8 @@ DENOISER = [
     (
         "no c_in",
         "denoiser",
-        "lambda z, s: network(z, s, condition)",
-        "lambda z, s: network(x.to(dtype), s, condition)",
+        "precondition(conditioned_network, x,",
+        "precondition(lambda _, s: network(x.to(dtype), s, condition), x,",
         checks.check_denoised,
     ),
     ("sigma_data of 1", "denoiser", "network.config.sigma_data", "1.0", checks.check_denoised),

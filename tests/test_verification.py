@@ -197,7 +197,7 @@ def test_area_weights_value() -> None:
 
 @pytest.mark.parametrize("latitude", [[0.0, 120.0], [0.0, -120.0], [0.0, math.nan]])
 def test_area_weights_invalid_latitude(latitude: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"latitude must be -90..90 degrees, got"):
+    with pytest.raises(ValueError, match=r"latitude must be in -90..90 degrees, got"):
         area_weights(torch.tensor(latitude))
 
 

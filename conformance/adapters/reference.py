@@ -51,7 +51,8 @@ def _position(i: Tensors, p: Params) -> Tensors:
 
 
 def _memory(i: Tensors, p: Params) -> Tensors:
-    state = memory.memory_start(i["value"])
+    batch, _, locations, heads, features = i["value"].shape
+    state = memory.memory_start(i["value"].dtype, (batch, locations, heads, features))
     scores, values = (torch.split(i[name], p["chunks"], 1) for name in ("score", "value"))
     for score, value in zip(scores, values, strict=True):
         state = memory.memory_update(state, score, value)

@@ -18,13 +18,10 @@ __all__ = ["EDM", "TRAINING"]
 
 _coefficients, _gradients, _gate = edm.precondition_coefficients, adapter._gradients, attention.noise_gate
 _sample, _loss, _embed_sigma = edm.sample, edm.edm_loss, Storm.embed_sigma
-_RETURN = "return sigma_data**2 / total, s * sigma_data / total.sqrt(), 1 / total.sqrt(), s.log() / 4"
 
 
-def _returns(skip: str = "sigma_data**2 / total", out: str = "s * sigma_data / total.sqrt()",
-             into: str = "1 / total.sqrt()", noise: str = "s.log() / 4") -> Patch:  # fmt: skip
-    wrong = f"return {skip}, {out}, {into}, {noise}"
-    return (edm, "precondition_coefficients", edit(_RETURN, wrong))
+def _coefficient(right: str, wrong: str) -> Patch:
+    return (edm, "precondition_coefficients", edit(right, wrong))
 
 
 def _in_float32(sigma: Tensor, sigma_data: float) -> tuple[Tensor, ...]:
@@ -57,7 +54,7 @@ def _gamma(*pieces: str) -> Patch:
 def _mixed(path: str) -> Callable[..., Tensor]:
     """A denoiser given the noise level in float32, or a state that is rounded between evaluations."""
 
-    def slope(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
+    def derivative(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
         level = torch.full((x.shape[0],), sigma, dtype=torch.float64)
         if path == "sigma":
             level = level.float().double()
@@ -65,29 +62,30 @@ def _mixed(path: str) -> Callable[..., Tensor]:
             x = x.to(getattr(torch, path)).double()
         return (x - denoise(x, level).double()) / sigma
 
-    return slope
+    return derivative
 
 
 def _euler(
-    denoise: Denoise, x: Tensor, now: float, after: float, gamma: float = 0.0, noise: Tensor | None = None
+    denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, gamma: float = 0.0, noise: Tensor | None = None
 ) -> Tensor:
-    hat = (1 + gamma) * now
+    sigma_hat = (1 + gamma) * sigma
     if gamma > 0 and noise is not None:
-        x = x + math.sqrt(hat**2 - now**2) * noise
-    level = torch.full((x.shape[0],), hat, dtype=torch.float64)
-    return x + (after - hat) * (x - denoise(x, level)) / hat
+        x = x + math.sqrt(sigma_hat**2 - sigma**2) * noise
+    level = torch.full((x.shape[0],), sigma_hat, dtype=torch.float64)
+    return x + (sigma_next - sigma_hat) * (x - denoise(x, level)) / sigma_hat
 
 
 def _heun_to_the_end(
-    denoise: Denoise, x: Tensor, now: float, after: float, gamma: float = 0.0, noise: Tensor | None = None
+    denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, gamma: float = 0.0, noise: Tensor | None = None
 ) -> Tensor:
     """A corrector in the last step too, at a level next to zero."""
-    hat = (1 + gamma) * now
+    sigma_hat = (1 + gamma) * sigma
     if gamma > 0 and noise is not None:
-        x = x + math.sqrt(hat**2 - now**2) * noise
-    slope = edm._slope(denoise, x, hat)
-    euler = x + (after - hat) * slope
-    return x + (after - hat) * (slope + edm._slope(denoise, euler, max(after, 1e-3 * now))) / 2
+        x = x + math.sqrt(sigma_hat**2 - sigma**2) * noise
+    d = edm._derivative(denoise, x, sigma_hat)
+    x_next = x + (sigma_next - sigma_hat) * d
+    d_prime = edm._derivative(denoise, x_next, max(sigma_next, 1e-3 * sigma))
+    return x + (sigma_next - sigma_hat) * (d + d_prime) / 2
 
 
 def _never_stops(denoise: Denoise, latents: Tensor, sigmas: Tensor, churn: Churn = Churn(),  # noqa: B008
@@ -112,25 +110,29 @@ def _any_levels(denoise: Denoise, latents: Tensor, sigmas: Tensor, churn: Churn 
     """Levels that rise, or do not end in 0, are taken as they are."""
     levels, steps = sigmas.tolist(), len(sigmas) - 1
     x: Tensor = levels[0] * latents.double()
-    for i, (now, after) in enumerate(pairwise(levels)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         noise = None if noises is None else churn.s_noise * noises[i].double()
-        x = edm.heun_step(denoise, x, now, after, churn.gamma(now, steps), noise)
+        x = edm.heun_step(denoise, x, sigma, sigma_next, churn.gamma(sigma, steps), noise)
     return x
 
 
-_PREDICTED = "euler = x + (after - hat) * slope"
-_CORRECTED = "x + (after - hat) * (slope + _slope(denoise, euler, after)) / 2"
+_PREDICTED = "x_next = x_hat + (sigma_next - sigma_hat) * d\n"
+_CORRECTED = "x_next = x_hat + (sigma_next - sigma_hat) * (d + d_prime) / 2"
+_SKIP = "(per_sample(c_skip, x64) * x64 + per_sample(c_out, x64) * raw.double())"
 _RAMP = "torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)"
 _LEVELS = "torch.cat([(top + ramp * (bottom - top)) ** rho, torch.zeros(1, dtype=torch.float64)])"
 
 EDM = chapter(
     "edm",
-    ("c_noise_unquartered", "c_noise is ln(sigma) without 1/4", "EDM-2", _returns(noise="s.log()")),
-    ("c_noise_log10", "c_noise has the decimal logarithm", "EDM-2", _returns(noise="s.log10() / 4")),
-    ("c_skip_of_sigma", "c_skip has sigma^2 in its numerator", "EDM-2 EDM-1", _returns(skip="s**2 / total")),
+    ("c_noise_unquartered", "c_noise is ln(sigma) without 1/4", "EDM-2",
+     _coefficient("s.log() / 4", "s.log()")),
+    ("c_noise_log10", "c_noise has the decimal logarithm", "EDM-2", _coefficient("s.log() / 4", "s.log10() / 4")),
+    ("c_skip_of_sigma", "c_skip has sigma^2 in its numerator", "EDM-2 EDM-1",
+     _coefficient("c_skip = sigma_data**2 / total", "c_skip = s**2 / total")),
     ("c_out_unrooted", "c_out divides by sigma^2 + sigma_d^2, not by its root", "EDM-2 EDM-1",
-     _returns(out="s * sigma_data / total")),
-    ("c_in_unit_variance", "c_in takes sigma_d = 1", "EDM-2 EDM-1", _returns(into="1 / (s**2 + 1).sqrt()")),
+     _coefficient("s * sigma_data / total.sqrt()", "s * sigma_data / total")),
+    ("c_in_unit_variance", "c_in takes sigma_d = 1", "EDM-2 EDM-1",
+     _coefficient("c_in = 1 / total.sqrt()", "c_in = 1 / (s**2 + 1).sqrt()")),
     ("sigma_data_is_a_variance", "sigma_d is taken for a variance", "EDM-2 CONV-5",
      (edm, "precondition_coefficients",
       edit("s**2 + sigma_data**2", "s**2 + sigma_data", "sigma_data**2 / total", "sigma_data / total",
@@ -141,25 +143,26 @@ EDM = chapter(
      (edm, "_positive", edit("(sigma > 0)", "(sigma >= 0)"))),
     ("sigma_negative_accepted", "a negative sigma passes by its magnitude", "EDM-2 CONV-10",
      (edm, "_positive", lambda sigma: sigma.double().abs().clamp(min=1e-30))),
-    ("c_in_forgotten", "the network is given x, not c_in x", "EDM-1", _precondition("_over(c_in, x) * x64", "x64")),
+    ("c_in_forgotten", "the network is given x, not c_in x", "EDM-1",
+     _precondition("per_sample(c_in, x64) * x64", "x64")),
     ("c_out_forgotten", "the network's output is not multiplied by c_out", "EDM-1",
-     _precondition("_over(c_out, x) * raw", "raw")),
+     _precondition("per_sample(c_out, x64) * raw", "raw")),
     ("skip_of_scaled_state", "c_skip multiplies c_in x, not x", "EDM-1",
-     _precondition("_over(c_skip, x) * x64", "_over(c_skip, x) * _over(c_in, x) * x64")),
+     _precondition("per_sample(c_skip, x64) * x64", "per_sample(c_skip, x64) * per_sample(c_in, x64) * x64")),
     ("skip_narrow", "D is put together in float32", "EDM-9 NUM-9",
-     _precondition("(_over(c_skip, x) * x64 + _over(c_out, x) * raw.double())",
-         "((_over(c_skip, x) * x64).float() + (_over(c_out, x) * raw.double()).float())")),
+     _precondition(_SKIP,
+         "((per_sample(c_skip, x64) * x64).float() + (per_sample(c_out, x64) * raw.double()).float())")),
     ("skip_in_bfloat16", "D is put together in bfloat16", "EDM-9 NUM-9",
-     _precondition("(_over(c_skip, x) * x64 + _over(c_out, x) * raw.double())",
-         "((_over(c_skip, x) * x64).bfloat16() + (_over(c_out, x) * raw.double()).bfloat16())")),
+     _precondition(_SKIP,
+         "((per_sample(c_skip, x64) * x64).bfloat16() + (per_sample(c_out, x64) * raw.double()).bfloat16())")),
     ("state_rounded_to_float32", "the state is rounded to float32 before the preconditioning", "EDM-9 NUM-9",
      _precondition("x64 = x.double()", "x64 = x.float().double()")),
     ("schedule_over_n", "the schedule's ramp is i/n: sigma_min is never reached", "EDM-5",
      _schedule(_RAMP, "torch.arange(steps, dtype=torch.float64) / steps")),
     ("schedule_rho_inverted", "the schedule's exponents rho and 1/rho are exchanged", "EDM-5",
-     _schedule("top, bottom =", "rho = 1 / rho\n    top, bottom =")),
+     _schedule("top =", "rho = 1 / rho\n    top =")),
     ("schedule_rho_fixed", "the schedule has rho = 7, whatever it is asked for", "EDM-5",
-     _schedule("top, bottom =", "rho = 7.0\n    top, bottom =")),
+     _schedule("top =", "rho = 7.0\n    top =")),
     ("schedule_geometric", "noise levels fall by a constant factor", "EDM-5",
      _schedule("(top + ramp * (bottom - top)) ** rho", "sigma_max * (sigma_min / sigma_max) ** ramp")),
     ("schedule_linear", "noise levels fall by a constant difference", "EDM-5",
@@ -172,7 +175,7 @@ EDM = chapter(
      _schedule("torch.cat([(top + ramp * (bottom - top)) ** rho,",
          "torch.cat([((top + ramp.float() * (bottom - top)) ** rho).double(),")),
     ("schedule_sigma_max_ignored", "the schedule starts at 80, whatever it is asked for", "EDM-5",
-     _schedule("top, bottom =", "sigma_max = 80.0\n    top, bottom =")),
+     _schedule("top =", "sigma_max = 80.0\n    top =")),
     ("schedule_of_one_step_at_sigma_min", "a schedule of one step starts at sigma_min", "EDM-5",
      _schedule(_RAMP,
          "torch.arange(steps, dtype=torch.float64) / (steps - 1) if steps > 1 else torch.ones(1, "
@@ -186,32 +189,31 @@ EDM = chapter(
      _samples("levels[0] * latents.double()", "latents.double()")),
     ("latents_by_variance", "the sampler starts from sigma_0^2 times the latents", "EDM-7",
      _samples("levels[0] * latents", "levels[0] ** 2 * latents")),
-    ("sampler_in_float32", "the sampler's state is float32", "EDM-9 NUM-9", (edm, "_slope", _mixed("float32"))),
-    ("sampler_in_bfloat16", "the sampler's state is bfloat16", "EDM-9 NUM-9", (edm, "_slope", _mixed("bfloat16"))),
+    ("sampler_in_float32", "the sampler's state is float32", "EDM-9 NUM-9", (edm, "_derivative", _mixed("float32"))),
+    ("sampler_in_bfloat16", "the sampler's state is bfloat16", "EDM-9 NUM-9", (edm, "_derivative", _mixed("bfloat16"))),
     ("sigma_in_float32", "the denoiser is given the noise level in float32", "EDM-9 NUM-9",
-     (edm, "_slope", _mixed("sigma"))),
+     (edm, "_derivative", _mixed("sigma"))),
     ("euler_sampler", "steps are Euler's: no corrector", "EDM-7", (edm, "heun_step", _euler)),
     ("last_step_missing", "the last step, to sigma = 0, is left out", "EDM-7",
-     _heun("return euler if after == 0", "return x if after == 0")),
+     _heun("return x_next", "return x_next if sigma_next else x_hat")),
     ("corrector_in_last_step", "the last step has a corrector too, at a level next to zero", "EDM-7",
      (edm, "heun_step", _heun_to_the_end)),
-    ("corrector_alone", "a step uses the corrector's slope alone", "EDM-7",
-     _heun("(slope + _slope(denoise, euler, after)) / 2", "_slope(denoise, euler, after)")),
+    ("corrector_alone", "a step uses the corrector's slope alone", "EDM-7", _heun("(d + d_prime) / 2", "d_prime")),
     ("corrector_at_old_level", "the corrector is evaluated at the step's first noise level", "EDM-7",
-     _heun("_slope(denoise, euler, after)", "_slope(denoise, euler, hat)")),
+     _heun("_derivative(denoise, x_next, sigma_next)", "_derivative(denoise, x_next, sigma_hat)")),
     ("corrector_from_prediction", "the corrected step starts from the prediction", "EDM-7",
-     _heun(_CORRECTED, "euler" + _CORRECTED[1:])),
+     _heun(_CORRECTED, _CORRECTED.replace("x_hat", "x_next"))),
     ("corrector_from_x", "the corrected step starts from x, not from the state with churn's noise", "EDM-6 EDM-7",
-     _heun("hat = (1 + gamma) * now", "hat, clean = (1 + gamma) * now, x", "else " + _CORRECTED,
-         "else clean" + _CORRECTED[1:])),
+     _heun(_CORRECTED, _CORRECTED.replace("x_hat", "x"))),
     ("slope_at_sigma", "the slope is taken at sigma, not at the raised level", "EDM-6 EDM-7",
-     _heun("slope = _slope(denoise, x, hat)", "slope = _slope(denoise, x, now)")),
+     _heun("_derivative(denoise, x_hat, sigma_hat)", "_derivative(denoise, x_hat, sigma)")),
     ("step_from_sigma", "the step is from sigma, not from the raised level", "EDM-6 EDM-7",
-     _heun(_PREDICTED, _PREDICTED.replace("hat", "now"), _CORRECTED, _CORRECTED.replace("hat", "now"))),
+     _heun(_PREDICTED, _PREDICTED.replace("sigma_hat", "sigma"), _CORRECTED,
+         _CORRECTED.replace("sigma_hat", "sigma"))),
     ("churn_by_variance", "churn adds (hat^2 - sigma^2) times noise, without the root", "EDM-6",
-     _heun("math.sqrt(hat**2 - now**2)", "(hat**2 - now**2)")),
+     _heun("math.sqrt(sigma_hat**2 - sigma**2)", "(sigma_hat**2 - sigma**2)")),
     ("churn_by_difference", "churn adds (hat - sigma) times noise", "EDM-6",
-     _heun("math.sqrt(hat**2 - now**2)", "(hat - now)")),
+     _heun("math.sqrt(sigma_hat**2 - sigma**2)", "(sigma_hat - sigma)")),
     ("churn_uncapped", "gamma is not capped at sqrt 2 - 1", "EDM-6",
      _gamma("min(self.s_churn / steps, math.sqrt(2) - 1)", "self.s_churn / steps")),
     ("churn_over_levels", "S_churn is divided by the number of levels, n + 1", "EDM-6",
@@ -258,8 +260,8 @@ def _mean_of_means(denoise: Denoise, x: Tensor, noise: Tensor, sigma: Tensor, si
     """The mean over samples of each sample's mean over its valid points."""
     if valid is None:
         return _loss(denoise, x, noise, sigma, sigma_data)
-    error = denoise(x + edm._over(sigma, x) * noise, sigma) - x
-    weighted = edm._over(edm.loss_weight(sigma, sigma_data), x) * error**2
+    error = denoise(x + edm.per_sample(sigma, x) * noise, sigma) - x
+    weighted = edm.per_sample(edm.loss_weight(sigma, sigma_data), x) * error**2
     counts = valid.flatten(1).sum(1)
     return (torch.where(valid, weighted, 0).flatten(1).sum(1) / counts).mean()
 
@@ -282,16 +284,16 @@ TRAINING = chapter(
     ("loss_weight_inverse_variance", "lambda is 1 / sigma^2", "EDM-3",
      (edm, "loss_weight", edit(_WEIGHT, "return 1 / s**2"))),
     ("loss_unweighted", "the loss has no weight lambda", "EDM-3",
-     _loss_edit("_over(loss_weight(sigma, sigma_data), x).to(x.dtype) * error**2", "error**2")),
+     _loss_edit("per_sample(loss_weight(sigma, sigma_data), x) * error**2", "error**2")),
     ("loss_root_weight", "the error is multiplied by lambda before it is squared", "EDM-3",
-     _loss_edit("_over(loss_weight(sigma, sigma_data), x).to(x.dtype) * error**2",
-         "(_over(loss_weight(sigma, sigma_data), x).to(x.dtype) * error) ** 2")),
+     _loss_edit("per_sample(loss_weight(sigma, sigma_data), x) * error**2",
+         "(per_sample(loss_weight(sigma, sigma_data), x) * error) ** 2")),
     ("loss_noise_by_variance", "training noise is multiplied by sigma^2", "EDM-3",
-     _loss_edit("_over(sigma, x)", "_over(sigma**2, x)")),
+     _loss_edit("per_sample(sigma, x)", "per_sample(sigma**2, x)")),
     ("loss_of_noise", "the loss compares with the noise, not with the clean state", "EDM-3",
      _loss_edit("sigma) - x", "sigma) - noise")),
     ("loss_of_noisy_state", "the loss compares with the noisy state", "EDM-3",
-     _loss_edit("sigma) - x", "sigma) - (x + _over(sigma, x) * noise)")),
+     _loss_edit("sigma) - x", "sigma) - (x + per_sample(sigma, x) * noise)")),
     ("loss_absolute", "the loss takes absolute errors", "EDM-3", _loss_edit("error**2", "error.abs()")),
     ("loss_halved", "the loss has a factor 1/2", "EDM-3", _loss_edit("* error**2", "* error**2 / 2")),
     ("loss_summed_over_points", "the loss is summed over points and averaged over samples alone", "EDM-3",

@@ -39,14 +39,14 @@ def _scored_without_jacobian(denoise: Denoise, observations: ObservationsLike, w
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         at = guidance._linearise(denoise, observations, x, sigma)
-        return at.graph.detach() + guidance._over(sigma**2, x) * at.operator_t(weighting(at, sigma))
+        return at.denoised.detach() + edm.per_sample(sigma**2, x) * at.operator_t(weighting(at, sigma))
 
     return guided
 
 
 def _jacobian_for_transpose(self: Any, v: Tensor) -> Tensor:
     """J v, row by row; J^T v is what reverse mode gives."""
-    flat = self.graph.flatten(1)
+    flat = self.denoised.flatten(1)
     rows = [
         torch.autograd.grad(flat[:, i].sum(), self.x, retain_graph=True)[0].flatten(1) for i in range(flat.shape[1])
     ]
@@ -69,7 +69,7 @@ def _plain_corrector(*which: bool) -> tuple[Patch, ...]:
         return guided
 
     def step(
-        denoise: Denoise, x: Tensor, now: float, after: float, gamma: float = 0.0, noise: Tensor | None = None
+        denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, gamma: float = 0.0, noise: Tensor | None = None
     ) -> Tensor:
         count = [0]
 
@@ -78,16 +78,16 @@ def _plain_corrector(*which: bool) -> tuple[Patch, ...]:
             count[0] += 1
             return (denoise if use else getattr(denoise, "plain", denoise))(z, sigma)
 
-        return _heun(chosen, x, now, after, gamma, noise)
+        return _heun(chosen, x, sigma, sigma_next, gamma, noise)
 
     return (guidance, "_guided", marked), (edm, "heun_step", step)
 
 
 def _stops_early(
-    denoise: Denoise, x: Tensor, now: float, after: float, gamma: float = 0.0, noise: Tensor | None = None
+    denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, gamma: float = 0.0, noise: Tensor | None = None
 ) -> Tensor:
     """No guidance in the last step."""
-    return _heun(getattr(denoise, "plain", denoise) if after == 0 else denoise, x, now, after, gamma, noise)
+    return _heun(getattr(denoise, "plain", denoise) if sigma_next == 0 else denoise, x, sigma, sigma_next, gamma, noise)
 
 
 def _last_read_counts(self: Observations, x: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def _variances(change: Callable[[Tensor], Tensor]) -> tuple[Patch, ...]:
     return tuple((owner, "__post_init__", changed(owner)) for owner in owners)
 
 
-_SCORE = "at.graph.detach() + _over(sigma**2, x) * score"
+_SCORE = "linear.denoised.detach() + per_sample(sigma**2, x) * score"
 _R2 = "s2 * sigma_data**2 / (s2 + sigma_data**2)"
 
 GUIDANCE = chapter(
@@ -224,24 +224,24 @@ GUIDANCE = chapter(
     ("guidance_sigma", "the score is multiplied by sigma, not by sigma^2", "GUIDE-1",
      _score(_SCORE, _SCORE.replace("sigma**2", "sigma"))),
     ("guidance_unscaled", "the score is added to the mean without its factor", "GUIDE-1",
-     _score(_SCORE, "at.graph.detach() + score")),
+     _score(_SCORE, "linear.denoised.detach() + score")),
     ("guidance_sign", "the innovation has the other sign", "GUIDE-1",
-     _score(_SCORE, _SCORE.replace("+ _over", "- _over"))),
+     _score(_SCORE, _SCORE.replace("+ per_sample", "- per_sample"))),
     ("guidance_doubled", "observations are added twice", "GUIDE-1",
-     _score(_SCORE, _SCORE.replace("+ _over", "+ 2 * _over"))),
+     _score(_SCORE, _SCORE.replace("+ per_sample", "+ 2 * per_sample"))),
     ("guidance_sigma_of_first_member", "the first member's noise level serves all", "GUIDE-1",
      _score(_SCORE, _SCORE.replace("sigma**2", "sigma[:1].expand_as(sigma) ** 2"))),
     ("operator_at_noisy_state", "the innovation is y - H(x) of the noisy state", "GUIDE-1",
      (guidance, "_linearise",
-      edit("observations.value.to(seen) - seen.detach()",
-          "observations.value.to(seen) - observations.apply(x).detach()"))),
+      edit("observations.value.to(predicted) - predicted.detach()",
+          "observations.value.to(predicted) - observations.apply(x).detach()"))),
     ("operator_linearised_at_noisy_state", "H' is taken at the noisy state", "GUIDE-1",
      (guidance, "_linearise",
-      edit("seen = observations.apply(point)",
+      edit("predicted = observations.apply(point)",
           "noisy = x.detach().clone().requires_grad_()\n        at_mean = observations.apply(point)\n"
-          "        seen = observations.apply(noisy)", "torch.autograd.grad(seen, point, probe",
-          "torch.autograd.grad(seen, noisy, probe", "return _Linearised(x, graph, point, seen,",
-          "return _Linearised(x, graph, noisy, seen,", "- seen.detach())", "- at_mean.detach())"))),
+          "        predicted = observations.apply(noisy)", "torch.autograd.grad(predicted, point, cotangent",
+          "torch.autograd.grad(predicted, noisy, cotangent", "linearisation_point=point", "linearisation_point=noisy",
+          "- predicted.detach()", "- at_mean.detach()"))),
     ("adjoint_overwrites", "where two observations read one point H^T overwrites instead of adding up", "GUIDE-1",
      (Observations, "apply", _last_read_counts)),
     ("observation_weights_forgotten", "an observation is the sum of the points it reads, without their weights",
@@ -259,41 +259,43 @@ GUIDANCE = chapter(
     ("dps_step_normalised", "dps divides by the norm of the innovation", "GUIDE-2",
      (guidance, "dps", _normalised_step)),
     ("dps_factor_half", "dps takes the gradient of the half square twice: a factor 2", "GUIDE-2",
-     (guidance, "dps", edit("return at.innovation /", "return 2 * at.innovation /"))),
+     (guidance, "dps", edit("return linear.innovation /", "return 2 * linear.innovation /"))),
     ("pigdm_r2_of_sigma", "pigdm has r^2 = sigma^2", "GUIDE-3", (guidance, "pigdm", edit(_R2, "s2"))),
     ("pigdm_r_for_r2", "pigdm has r where r^2 belongs", "GUIDE-3", (guidance, "pigdm", edit(_R2, f"({_R2}).sqrt()"))),
     ("pigdm_sigma_data_one", "pigdm takes sigma_d = 1", "GUIDE-3 CONV-5",
      (guidance, "pigdm", edit(_R2, "s2 / (s2 + 1)"))),
     ("pigdm_identity", "pigdm takes the identity for H' H'^T", "GUIDE-3",
-     (guidance, "pigdm", edit("r2 * at.operator(at.operator_t(d))", "r2 * d"))),
+     (guidance, "pigdm", edit("r2 * linear.operator(linear.operator_t(d))", "r2 * d"))),
     ("pigdm_one_step", "pigdm's system is solved by one step of conjugate gradients", "GUIDE-3",
-     (guidance, "pigdm", edit("at.innovation, steps)", "at.innovation, 1)"))),
+     (guidance, "pigdm", edit("linear.innovation, steps)", "linear.innovation, 1)"))),
     ("sda_gamma_sigma", "sda has gamma sigma, not gamma sigma^2", "GUIDE-4",
-     (guidance, "sda", edit("gamma * _over(sigma**2, at.innovation)", "gamma * _over(sigma, at.innovation)"))),
+     (guidance, "sda", edit("per_sample(sigma**2, linear", "per_sample(sigma, linear"))),
     ("sda_gamma_squared", "sda has gamma^2 sigma^2", "GUIDE-4",
-     (guidance, "sda", edit("+ gamma * _over", "+ gamma**2 * _over"))),
+     (guidance, "sda", edit("+ gamma * per_sample", "+ gamma**2 * per_sample"))),
     ("sda_gamma_default", "sda has gamma = 0.1, whatever it is asked for", "GUIDE-4",
-     (guidance, "sda", edit("+ gamma * _over", "+ 0.1 * _over"))),
+     (guidance, "sda", edit("+ gamma * per_sample", "+ 0.1 * per_sample"))),
     ("sda_r2", "sda has gamma r^2 with r^2 of unit variance", "GUIDE-4",
      (guidance, "sda",
-      edit("gamma * _over(sigma**2, at.innovation)", "gamma * _over(sigma**2 / (sigma**2 + 1), at.innovation)"))),
+      edit("per_sample(sigma**2, linear", "per_sample(sigma**2 / (sigma**2 + 1), linear"))),
     ("gamma_negative_accepted", "a negative gamma is accepted", "GUIDE-4 CONV-10",
      (guidance, "sda", edit("if not gamma >= 0:", "if False:"))),
     ("mmps_sigma", "mmps has sigma H' J H'^T in W, not sigma^2", "GUIDE-5 GUIDE-8",
-     (guidance, "mmps", edit("_over(sigma**2, at.innovation)", "_over(sigma, at.innovation)"))),
+     (guidance, "mmps", edit("per_sample(sigma**2, linear", "per_sample(sigma, linear"))),
     ("mmps_without_jacobian", "mmps leaves J out of W", "GUIDE-5 GUIDE-8",
-     (guidance, "mmps", edit("at.operator(at.jacobian_t(at.operator_t(d)))", "at.operator(at.operator_t(d))"))),
+     (guidance, "mmps", edit("linear.jacobian_t(linear.operator_t(d))", "linear.operator_t(d)"))),
     ("mmps_one_step", "mmps stops after one step of conjugate gradients", "GUIDE-5 GUIDE-8",
-     (guidance, "mmps", edit("at.innovation, steps, tolerance", "at.innovation, 1, tolerance"))),
+     (guidance, "mmps", edit("linear.innovation, steps, tolerance", "linear.innovation, 1, tolerance"))),
     ("mmps_loose", "mmps stops at a residual of 1 %", "GUIDE-5 GUIDE-8",
-     (guidance, "mmps", edit("at.innovation, steps, tolerance", "at.innovation, steps, 1e-2"))),
+     (guidance, "mmps", edit("linear.innovation, steps, tolerance", "linear.innovation, steps, 1e-2"))),
     ("mmps_steepest_descent", "conjugate gradients forget their last direction: steepest descent", "GUIDE-5 GUIDE-8",
-     (guidance, "conjugate_gradient", edit("r + after / torch.where(rr > 0, rr, 1) * p", "r"))),
+     (guidance, "conjugate_gradient",
+      edit("residual + squared_next / torch.where(squared > 0, squared, 1) * direction", "residual"))),
     ("mmps_in_batch", "conjugate gradients share one step length among all members", "GUIDE-5",
      (guidance, "conjugate_gradient",
       edit("step = torch.where(active,",
-          "rr0, curvature = rr.sum().expand_as(rr), curvature.sum().expand_as(rr)\n        step = torch.where(active,",
-          "torch.where(active, rr / torch.where", "torch.where(active, rr0 / torch.where"))),
+          "shared, curvature = squared.sum().expand_as(squared), curvature.sum().expand_as(squared)\n"
+          "        step = torch.where(active,",
+          "torch.where(active, squared / torch.where", "torch.where(active, shared / torch.where"))),
     ("observation_nan_as_zero", "a missing observation is taken for zero", "GUIDE-7 CONV-7 CONV-10",
      *((owner, "__post_init__", _without_missing) for owner in (Observations, guidance.OperatorObservations))),
     ("variance_unchecked", "a variance of zero, or none, is accepted", "GUIDE-6 CONV-10",

@@ -7,6 +7,7 @@ author would. `HONEST` has them by name; `--adapter conformance.mutants.honest:N
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -221,9 +222,12 @@ def _compiled() -> Sequence[Patch]:
 # Memory, batches, tiles
 
 
-def _collected_start(like: Tensor) -> MemoryState:
-    b, _, n, a, d = like.shape
-    return MemoryState(like.new_zeros(b, 0, n, a), like.new_zeros(0), like.new_zeros(b, 0, n, a, d))
+def _collected_start(
+    dtype: torch.dtype, shape: tuple[int, int, int, int], device: torch.device | None = None
+) -> MemoryState:
+    b, n, a, d = shape
+    zeros = partial(torch.zeros, dtype=dtype, device=device)
+    return MemoryState(zeros(b, 0, n, a), zeros(0), zeros(b, 0, n, a, d))
 
 
 def _collect(state: MemoryState, score: Tensor, value: Tensor) -> MemoryState:
@@ -297,22 +301,23 @@ def _by_solving(mean: Tensor, covariance: Tensor) -> edm.Denoise:
     return denoise
 
 
-def _by_mixing(denoise: edm.Denoise, x: Tensor, now: float, after: float, gamma: float = 0.0,
-               noise: Tensor | None = None) -> Tensor:  # fmt: skip
+def _by_mixing(
+    denoise: edm.Denoise, x: Tensor, sigma: float, sigma_next: float, gamma: float = 0.0, noise: Tensor | None = None
+) -> Tensor:
     """A step as a mean of state and denoised state."""
-    hat = now + gamma * now
+    sigma_hat = sigma + gamma * sigma
     if gamma > 0 and noise is not None:
-        x = x + now * math.sqrt(gamma * (2 + gamma)) * noise
+        x = x + sigma * math.sqrt(gamma * (2 + gamma)) * noise
 
     def denoised(z: Tensor, level: float) -> Tensor:
         return denoise(z, torch.full((len(z),), level, dtype=torch.float64)).double()
 
-    first = denoised(x, hat)
-    predicted = first + (x - first) * (after / hat)
-    if after == 0:
+    first = denoised(x, sigma_hat)
+    predicted = first + (x - first) * (sigma_next / sigma_hat)
+    if sigma_next == 0:
         return predicted
-    second = predicted - denoised(predicted, after)
-    return x + (after / hat - 1) * (x - first) / 2 + (after - hat) / after * second / 2
+    second = predicted - denoised(predicted, sigma_next)
+    return x + (sigma_next / sigma_hat - 1) * (x - first) / 2 + (sigma_next - sigma_hat) / sigma_next * second / 2
 
 
 def _hypot(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
