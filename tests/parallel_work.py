@@ -136,7 +136,7 @@ class Problem:
 def serial_denoise(p: Problem, network: Storm, data: Data) -> Denoise:
     memory = network.compress(*data.told, p.chunk)
     return tiled_denoiser(
-        network, Condition(data.static, memory, data.position, p.tiling.x.periodic), p.tiling, p.tiles_per_batch
+        network, Condition(data.static, memory, data.position[None], p.tiling.x.periodic), p.tiling, p.tiles_per_batch
     )
 
 
@@ -240,7 +240,7 @@ class Told(Evaluation):
 
     def forward(self, x: Tensor, data: Data) -> Tensor:
         memory = torch.zeros(1, *data.position.shape[:2], self.p.config.width, dtype=self.p.dtype)
-        condition = Condition(data.static, memory, data.position, self.p.tiling.x.periodic)
+        condition = Condition(data.static, memory, data.position[None], self.p.tiling.x.periodic)
         return sharded_denoiser(self.network, condition, self.parts)(x, data.sigma).clone()
 
 
@@ -256,11 +256,11 @@ class Step(Evaluation):
 
 def bound(network: Storm, parts: ShardedTiles, p: Problem, data: Data, whole_memory: bool = False) -> Denoise:
     if whole_memory:
-        condition = Condition(data.static, network.compress(*data.told, p.chunk), data.position, p.tiling.x.periodic)
+        condition = Condition(data.static, network.compress(*data.told, p.chunk), data.position[None], p.tiling.x.periodic)
         return sharded_denoiser(network, condition, parts)
     memory = compress_sharded(network, *data.told, parts, p.chunk)
     nothing = memory.new_zeros(1).expand(1, *data.position.shape[:2], p.config.width)
-    return sharded_denoiser(network, Condition(data.static, nothing, data.position, p.tiling.x.periodic), parts, memory)
+    return sharded_denoiser(network, Condition(data.static, nothing, data.position[None], p.tiling.x.periodic), parts, memory)
 
 
 def setup(p: Problem, mesh: Mesh) -> tuple[World, Storm, ShardedTiles]:

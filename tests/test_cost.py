@@ -70,7 +70,7 @@ def condition(c: StormConfig, tiling: Tiling, members: int, dtype: torch.dtype =
     rows, cols = cells(tiling)
     static = torch.zeros(1, c.static_channels, tiling.y.length, tiling.x.length, dtype=dtype)
     memory = torch.zeros(members, rows, cols, c.width, dtype=dtype)
-    return Condition(static, memory, torch.zeros(rows, cols, c.position_features, dtype=torch.float64))
+    return Condition(static, memory, torch.zeros(1, rows, cols, c.position_features, dtype=torch.float64))
 
 
 def state(c: StormConfig, tiling: Tiling, members: int) -> tuple[Tensor, Tensor]:

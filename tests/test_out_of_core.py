@@ -91,7 +91,7 @@ def world(
     memory = normal(1, rows, cols, config.width, seed=2).to(dtype)
     static = normal(1, config.static_channels, height, width, seed=1)
     x = normal(config.channels, height, width, seed=3).to(state)
-    return World(network.to(dtype), Condition(static, memory, places, periodic), x, lat, lon)
+    return World(network.to(dtype), Condition(static, memory, places[None], periodic), x, lat, lon)
 
 
 def store(path: Path, values: np.ndarray, kind: str = "memmap") -> Any:
@@ -132,7 +132,7 @@ def on_disk(folder: Path, w: World, kind: str = "memmap", given: bool = False) -
         w.latitude,
         w.longitude,
         w.condition.periodic,
-        put("position", w.condition.position) if given else None,
+        put("position", w.condition.position[0]) if given else None,
     )
     return OnDisk(w, domain, put("out", torch.full_like(w.x, torch.nan)), folder / "run")
 
@@ -640,7 +640,7 @@ class Past:
 
     def want(self, chunk: int = 2) -> Tensor:
         with torch.no_grad():
-            position = self.world.condition.position
+            position = self.world.condition.position[0]
             whole = (self.past[None], self.static[None], self.ages[None])
             return self.world.network.compress(*whole, position, chunk)[0]
 
@@ -707,7 +707,7 @@ def test_compress_takes_given_positions(tmp_path: Path, features: int) -> None:
     p = history(config=replace(CONFIG, position_features=features))
     with pytest.raises(ValueError, match="give a position"):
         p.compress(room(tmp_path / "a"), tmp_path / "run")
-    position = p.world.condition.position.numpy()
+    position = p.world.condition.position[0].numpy()
     assert_near(p.compress(room(tmp_path / "b"), tmp_path / "run", position=position), p.want())
 
 

@@ -145,7 +145,7 @@ def _cropped(
 
 def _centred(whole: Condition, rows: Tensor, cols: Tensor, patch: tuple[int, int], right: Condition) -> Tensor:
     """Positions relative to the tile's own middle."""
-    middle: Tensor = right.position.mean((0, 1), keepdim=True)
+    middle: Tensor = right.position.mean((1, 2), keepdim=True)
     return right.position - middle
 
 
@@ -290,7 +290,7 @@ TILING = chapter(
      (adapter, "_tiled_denoise", _field_of_first_tile)),
     ("tile_local_positions", "positions are counted from the tile's own corner", "TILE-6 TOK-6",
      _cropped(
-         position=lambda whole, r, c, patch, right: whole.position[: len(right.position), : right.position.shape[1]])),
+         position=lambda whole, r, c, patch, right: whole.position[:, : right.position.shape[1], : right.position.shape[2]])),
     ("tile_centred_positions", "positions are relative to the tile's middle", "TILE-6 TOK-6",
      _cropped(position=_centred)),
     ("memory_of_first_tile", "all tiles are given the first tile's memory", "TILE-6",
@@ -307,7 +307,7 @@ TILING = chapter(
     ("sigma_stacked_wrongly", "noise levels are repeated member by member for states stacked tile by tile", "TILE-6",
      _tiled("sigma.repeat(len(batch))", "sigma.repeat_interleave(len(batch))")),
     ("position_of_first_tile_in_batch", "tiles evaluated together share the first one's positions", "TILE-6",
-     (Condition, "stack", edit('repeat("position", 0)', "parts[0].position.expand(len(parts) * batch, -1, -1, -1)"))),
+     (Condition, "stack", edit('repeat("position")', "parts[0].position.expand(len(parts) * batch, -1, -1, -1)"))),
     ("patch_multiple_unchecked", "cores and halos that are not whole patches are accepted", "TILE-1 CONV-10",
      _axis("__post_init__", "if getattr(self, name) % self.patch:", "if False:")),
     ("blend_beyond_halo_accepted", "a blend wider than the halo is accepted", "TILE-1 CONV-10",

@@ -72,7 +72,7 @@ def scene(network: Storm, tiling: Tiling, seed: int = 0) -> tuple[Tensor, Condit
     static = torch.randn(1, c.static_channels, *grid, generator=g)
     memory = torch.randn(1, *grid, c.width, generator=g)
     state = torch.randn(1, c.channels, *grid, generator=g, dtype=torch.float64)
-    return state, Condition(static, memory, sphere_position(latitude, longitude, (1, 1)), True)
+    return state, Condition(static, memory, sphere_position(latitude, longitude, (1, 1))[None], True)
 
 
 def fastest(run: Callable[[], object], rounds: int = 1) -> float:
