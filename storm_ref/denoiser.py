@@ -58,7 +58,7 @@ class Condition:
 
     @staticmethod
     def stack(parts: "list[Condition]", batch: int) -> "Condition":
-        """The conditions of tiles of one shape in one batch: `batch` members of the first tile, then of the second, ..."""
+        """The conditions of tiles of one shape in one batch: all members of the first tile, then of the second, etc."""
 
         def repeat(name: str) -> Tensor:
             tensors = [getattr(part, name) for part in parts]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from torch import Tensor
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm, randomise
 from storm_ref.experiments.out_of_core import Domain, compress, create, denoise, open_array
-from storm_ref.tiling import Axis, Tile, Tiling, tiled_denoiser, tiles
+from storm_ref.tiling import Axis, Tiling, batches, tiled_denoiser, tiles
 from storm_ref.tokenisation import latitude_position, region_position, sphere_position
 
 CONFIG = StormConfig(2, 1, (2, 2), width=8, heads=2, depth=1, mlp_ratio=2, position_octaves=2, noise_features=4)
@@ -245,12 +244,9 @@ def test_denoise_tells_the_network_what_it_is_told_in_memory(tmp_path: Path) -> 
     disk = on_disk(tmp_path, w)
     with evaluations(w.network) as seen:
         disk.denoise(tiling, 5)
-    groups: dict[tuple[int, ...], list[Tile]] = defaultdict(list)
-    for tile in tiles(tiling):
-        groups[tuple(tile.weight.shape)].append(tile)
-    batches = [group[i : i + 5] for group in groups.values() for i in range(0, len(group), 5)]
-    for told, batch in zip(seen, batches, strict=True):
-        want = Condition.stack([w.condition.crop(tile.rows, tile.cols, CONFIG.patch) for tile in batch], 1)
+    every = tiles(tiling)
+    for told, batch in zip(seen, batches([tile.shape for tile in every], 5), strict=True):
+        want = Condition.stack([w.condition.crop(every[i].rows, every[i].cols, CONFIG.patch) for i in batch], 1)
         assert torch.equal(told.position, want.position)
         assert torch.equal(told.static, want.static) and torch.equal(told.memory, want.memory)
         assert told.periodic == want.periodic
@@ -432,11 +428,11 @@ def test_denoise_goes_on_after_a_kill(tmp_path: Path) -> None:
     """SIGKILL twice: two batches stay done, then all and a row of cores. Inputs are Zarr, the output a memory map."""
     made = on_disk(tmp_path, world(TILING), "zarr")
     store(tmp_path / "result", np.full(made.out.shape, np.nan))
-    for when, batches in (("save", 2), ("blend", BATCHES)):
+    for when, kept in (("save", 2), ("blend", BATCHES)):
         code = f"from pathlib import Path; import test_out_of_core as t; t.killed(Path({str(tmp_path)!r}), {when!r})"
         run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
         assert run.returncode == -signal.SIGKILL, run.stderr
-        assert len([*(tmp_path / "run" / "batches").glob("[0-9].npz")]) == batches
+        assert len([*(tmp_path / "run" / "batches").glob("[0-9].npz")]) == kept
     assert len(json.loads((tmp_path / "run" / "finished.json").read_text())) == 1
     disk, want = reopened(tmp_path), made.world.want(TILING, TOGETHER)
     with evaluations(disk.world.network) as seen:

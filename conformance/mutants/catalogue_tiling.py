@@ -149,6 +149,11 @@ def _centred(whole: Condition, rows: Tensor, cols: Tensor, patch: tuple[int, int
     return right.position - middle
 
 
+def _first_positions(whole: Condition, rows: Tensor, cols: Tensor, patch: tuple[int, int], right: Condition) -> Tensor:
+    """Positions of the tile at the corner of the domain."""
+    return whole.position[:, : right.position.shape[1], : right.position.shape[2]]
+
+
 def _first_members(network: Storm, condition: Condition, made: Tiling, together: int = 16) -> Denoise:
     """Static fields of the first sample serve all members of a tile."""
     first = replace(condition, static=condition.static[:1], memory=condition.memory[:1])
@@ -283,14 +288,13 @@ TILING = chapter(
          "                out[..., tile.rows[:, None], tile.cols] = torch.where(seen, value, part)")),
     ("last_tile_left_out", "the last tile is left out", "TILE-6", (tiling, "tiles", _without_last)),
     ("tiles_see_earlier_results", "tiles see what tiles before them have written", "TILE-6 TILE-7",
-     _tiled("for batch in batches:", "for batch in batches:\n            x = torch.where(out != 0, out, x)")),
+     _tiled("for batch in parts:", "for batch in parts:\n            x = torch.where(out != 0, out, x)")),
     ("blended_once", "tiles are denoised on their own through all evaluations and blended at the end", "TILE-7 TILE-9",
      (adapter, "_tiled_denoise", _blended_at_the_end)),
     ("tile_local_indices", "a tile's conditions are read at places counted from its own corner", "TILE-6",
      (adapter, "_tiled_denoise", _field_of_first_tile)),
     ("tile_local_positions", "positions are counted from the tile's own corner", "TILE-6 TOK-6",
-     _cropped(
-         position=lambda whole, r, c, patch, right: whole.position[:, : right.position.shape[1], : right.position.shape[2]])),
+     _cropped(position=_first_positions)),
     ("tile_centred_positions", "positions are relative to the tile's middle", "TILE-6 TOK-6",
      _cropped(position=_centred)),
     ("memory_of_first_tile", "all tiles are given the first tile's memory", "TILE-6",
@@ -328,6 +332,6 @@ TILING = chapter(
      _axis("__post_init__", "if not 1 <= self.core <= self.length:",
          "object.__setattr__(self, 'core', min(self.core, self.length))\n    if not 1 <= self.core:")),
     ("grid_unchecked", "a state of another grid than the tiling's is accepted and cut", "CONV-10 TILE-6",
-     _tiled("if x.shape[-2:] != (tiling.y.length, tiling.x.length):",
+     _tiled("if x.shape[-2:] != tiling.grid:",
          "if x.shape[-2] < tiling.y.length or x.shape[-1] < tiling.x.length:")),
 )  # fmt: skip

@@ -14,7 +14,8 @@ What is promised:
   in the same order. (In memory a tile that is not finite spoils its whole extent; here only where it has weight.)
   `compress` equals `Storm.compress` to rounding.
 * Memory holds the tiles in flight and nine files of batches, or one block and `chunk` frames of it; besides only axes:
-  coordinates, weights and cuts, O(H + W) numbers, and the order of the tiles, an index of each. On disk the batches take about the size of the state.
+  coordinates, weights and cuts, O(H + W) numbers, and one index per tile. On disk the batches take about the size of
+  the state.
 * A run that was interrupted, or killed, goes on when called again with the same arguments, to the same bits: a batch is
   done when its file is there, a row of cores or a block when its checksum is. A damaged file is made again, and parts
   of `out` that no longer hold what was written are written again. Resumed with other arguments it is refused, as far as
@@ -227,9 +228,7 @@ class _Plan:
         self.y = _Line(tiling.y)
         self.x = _Line(tiling.x)
         self._batches = batches(shapes(tiling), tiles_per_batch)
-        self._places = {
-            tile: (n, place) for n, batch in enumerate(self._batches) for place, tile in enumerate(batch)
-        }
+        self._places = {tile: (n, place) for n, batch in enumerate(self._batches) for place, tile in enumerate(batch)}
 
     @property
     def count(self) -> int:
