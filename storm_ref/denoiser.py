@@ -37,15 +37,15 @@ __all__ = ["Condition", "Storm", "count_weights", "denoiser", "noise_features", 
 
 @dataclass(frozen=True)
 class Condition:
-    """All the denoiser is told besides x and sigma. Batch 1 serves every member."""
+    """Everything the denoiser is conditioned on besides x and sigma. A batch of 1 is broadcast to all members."""
 
     static: Float[Tensor, "bs s h w"]  # constant fields and known forcings
     memory: Float[Tensor, "bm rows cols d"]  # from Storm.compress
-    position: Float[Tensor, "*tiles rows cols p"]  # absolute coordinates of the patch centres
-    periodic: bool = False  # the columns close on themselves (matters to windowed attention only)
+    position: Float[Tensor, "bp rows cols p"]  # absolute coordinates of the patch centres
+    periodic: bool = False  # the columns close on themselves (only windowed attention depends on it)
 
     def crop(self, rows: Int[Tensor, " i"], cols: Int[Tensor, " j"], patch: tuple[int, int]) -> "Condition":
-        """The part that a tile sees: `rows` and `cols` are its grid points, whole patches, absolute positions kept.
+        """The condition of one tile, with absolute positions; `rows` and `cols` are the grid points of its extent.
 
         Raises ValueError when they are not whole patches.
         """
@@ -54,20 +54,19 @@ class Condition:
             self,
             static=self.static[..., rows[:, None], cols],
             memory=self.memory[:, i, j],
-            position=self.position[i, j],
+            position=self.position[:, i, j],
             periodic=self.periodic and len(cols) == self.static.shape[-1],
         )
 
     @staticmethod
     def stack(parts: "list[Condition]", batch: int) -> "Condition":
-        """Conditions of equal tiles in one batch: all members of the first tile, then of the second, and so on."""
+        """The conditions of tiles of one shape in one batch: all members of the first tile, then of the second, etc."""
 
-        def repeat(name: str, lead: int) -> Tensor:
+        def repeat(name: str) -> Tensor:
             tensors = [getattr(part, name) for part in parts]
-            tensors = [t if lead else t[None] for t in tensors]
             return torch.cat([t.expand(batch, *t.shape[1:]) for t in tensors])
 
-        return Condition(repeat("static", 1), repeat("memory", 1), repeat("position", 0), parts[0].periodic)
+        return Condition(repeat("static"), repeat("memory"), repeat("position"), parts[0].periodic)
 
 
 def _whole_patches(index: Int[Tensor, " i"], patch: int) -> Int[Tensor, " m"]:
@@ -132,7 +131,7 @@ class Storm(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def embed(
-        self, x: Float[Tensor, "b c h w"], static: Float[Tensor, "b s h w"], position: Float[Tensor, "*t rows cols p"]
+        self, x: Float[Tensor, "b c h w"], static: Float[Tensor, "b s h w"], position: Float[Tensor, "bp rows cols p"]
     ) -> Float[Tensor, "b n d"]:
         """Return the state tokens of x, which is already scaled by c_in, [TOK-4]."""
         t = self.embed_state(patchify(torch.cat([x, static], 1), self.config.patch))
@@ -239,12 +238,11 @@ class Storm(nn.Module):
         b = x.shape[0]
         rows, cols = condition.position.shape[-3:-1]
         grid = (rows * c.patch[0], cols * c.patch[1])
-        position = condition.position if condition.position.ndim > 3 else condition.position[None]
         _expect("state", x, {b}, (c.channels, *grid))
         _expect("sigma", sigma, {b}, ())
         _expect("static fields", condition.static, {1, b}, (c.static_channels, *grid))
         _expect("memory", condition.memory, {1, b}, (rows, cols, c.width))
-        _expect("position", position, {1, b}, (rows, cols, c.position_features))
+        _expect("position", condition.position, {1, b}, (rows, cols, c.position_features))
 
     def _check_past(self, past: Tensor, static: Tensor, age: Tensor, position: Tensor) -> None:
         c = self.config

@@ -1,6 +1,7 @@
 """Tiling: global attention at linear cost, by denoising tiles and averaging them where they overlap.
 
-Each axis is cut on its own; the two-dimensional tiles are products. With length n, core c, halo h, blend half-width b:
+Each axis is cut independently, and the two-dimensional tiles are products of intervals. For an axis of length n, with
+core c, halo h and blend half-width b:
 
 [TILE-1] n, c, h, b are multiples of the patch; 0 <= b <= h; 2 b <= c, and b <= the last core where that is shorter;
          tiles are given by size, never by count
@@ -28,8 +29,11 @@ not sum to one.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -43,22 +47,29 @@ __all__ = [
     "LocalDenoise",
     "Tile",
     "Tiling",
+    "batches",
     "blend_tiles",
     "cores",
     "extents",
+    "once_per_batch",
     "overhead",
     "seam_bound",
+    "shapes",
+    "spans",
+    "tile_conditions",
     "tiled_denoiser",
     "tiles",
     "weights",
 ]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis is cut, in grid points; a core as long as the axis is one tile, which has neither halo nor blend.
+    """The cut of one axis, in grid points. A core as long as the axis makes one tile, without halo or blend.
 
-    Raises ValueError for what [TILE-1] to [TILE-3] forbid, saying what to change.
+    Raises ValueError for sizes that [TILE-1] to [TILE-3] forbid; the message says what to change.
     """
 
     length: int
@@ -102,14 +113,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Both axes of the grid. `Tiling.whole` is one tile; `Tiling.of` takes (latitude, longitude) sizes in points."""
+    """The cuts of both axes of the grid: latitude `y` and longitude `x`."""
 
     y: Axis
     x: Axis
 
     @staticmethod
     def whole(grid: tuple[int, int], periodic: bool, patch: tuple[int, int] = (1, 1)) -> "Tiling":
-        """One tile: the untiled denoiser."""
+        """One tile that covers the grid: the untiled denoiser."""
         return Tiling(Axis(grid[0], grid[0], patch=patch[0]), Axis(grid[1], grid[1], periodic=periodic, patch=patch[1]))
 
     @staticmethod
@@ -121,7 +132,7 @@ class Tiling:
         periodic: bool,
         patch: tuple[int, int] = (1, 1),
     ) -> "Tiling":
-        """Tiles by size; an axis not longer than its core is one tile."""
+        """Tiles of the given (latitude, longitude) sizes in points; an axis not longer than its core is one tile."""
 
         def axis(i: int, wraps: bool) -> Axis:
             if core[i] >= grid[i]:
@@ -130,23 +141,38 @@ class Tiling:
 
         return Tiling(axis(0, False), axis(1, periodic))
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The number of points along latitude and longitude."""
+        return self.y.length, self.x.length
+
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile: the grid rows and columns of its extent (absolute indices) and its blending weight, float64."""
+    """One tile: the grid rows and columns of its extent (absolute indices) and its blending weights in float64."""
 
     rows: Int[Tensor, " i"]
     cols: Int[Tensor, " j"]
     weight: Float[Tensor, "i j"]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of rows and columns of the extent."""
+        return len(self.rows), len(self.cols)
+
+    @cached_property
+    def place(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The rows and columns of the extent as a hashable key."""
+        return tuple(self.rows.tolist()), tuple(self.cols.tolist())
+
 
 def cores(axis: Axis) -> list[tuple[int, int]]:
-    """[start, stop) of each core, [TILE-2]."""
+    """The interval [start, stop) of each core, [TILE-2]."""
     return [(start, min(start + axis.core, axis.length)) for start in range(0, axis.length, axis.core)]
 
 
 def extents(axis: Axis) -> list[Int[Tensor, " n"]]:
-    """Grid indices that each tile sees, [TILE-3]."""
+    """The grid indices of each tile's extent, [TILE-3]."""
     if axis.core == axis.length:
         return [torch.arange(axis.length)]
     grown = [torch.arange(start - axis.halo, stop + axis.halo) for start, stop in cores(axis)]
@@ -156,7 +182,7 @@ def extents(axis: Axis) -> list[Int[Tensor, " n"]]:
 
 
 def weights(axis: Axis) -> list[Float[Tensor, " n"]]:
-    """Blending weight of each point of each extent, float64, [TILE-4]."""
+    """The blending weights of each tile on its extent, in float64, [TILE-4]."""
     if axis.core == axis.length:
         return [torch.ones(axis.length, dtype=torch.float64)]
     result = []
@@ -173,76 +199,129 @@ def weights(axis: Axis) -> list[Float[Tensor, " n"]]:
 
 
 def _rise(distance: Int[Tensor, " n"], blend: int) -> Float[Tensor, " n"]:
-    """sin^2 rise over the 2 b points around a boundary; `distance` >= 0 is inside the core."""
-    k = (distance + blend).clamp(0, max(2 * blend - 1, 0)).double()
-    ramp = torch.sin(math.pi * (k + 0.5) / (4 * blend)) ** 2 if blend else torch.ones_like(k)
-    ramp = torch.where(distance >= blend, torch.ones_like(ramp), ramp)
-    return torch.where(distance < -blend, torch.zeros_like(ramp), ramp)
+    """The rising weight of [TILE-4] at signed distances from a boundary; a distance >= 0 is inside the core.
+
+    The angle grows from 0 to pi / 2 over the 2 b points around the boundary; for b = 0 it jumps.
+    """
+    angle = math.pi * (distance.double() + blend + 0.5) / (4 * blend)
+    return torch.sin(angle.clamp(0, math.pi / 2)) ** 2
 
 
 def tiles(tiling: Tiling) -> list[Tile]:
-    """All tiles, row-major; weights are products of the axes' weights."""
+    """All tiles in row-major order; their weights are products of the axes' weights."""
     rows = list(zip(extents(tiling.y), weights(tiling.y), strict=True))
     cols = list(zip(extents(tiling.x), weights(tiling.x), strict=True))
     return [Tile(r, c, wr[:, None] * wc) for r, wr in rows for c, wc in cols]
+
+
+def spans(axis: Axis) -> list[int]:
+    """The length of each tile's extent, without the indices of `extents`."""
+    if axis.core == axis.length:
+        return [axis.length]
+    ends = ((start - axis.halo, stop + axis.halo) for start, stop in cores(axis))
+    if axis.periodic:
+        return [stop - start for start, stop in ends]
+    return [min(stop, axis.length) - max(start, 0) for start, stop in ends]
+
+
+def shapes(tiling: Tiling) -> list[tuple[int, int]]:
+    """The number of rows and columns of each tile's extent, in row-major order of the tiles."""
+    return list(product(spans(tiling.y), spans(tiling.x)))
+
+
+def batches(shapes: Sequence[Hashable], tiles_per_batch: int = 16) -> list[list[int]]:
+    """The tiles that are evaluated together, as indices into `shapes`: tiles of one shape, at most so many at a time.
+
+    Shapes come in the order of their first tile, and the tiles of a shape in their own order. Contributions to a point
+    are added in this order, so results that promise equal bits depend on it. Raises ValueError for tiles_per_batch < 1.
+    """
+    if tiles_per_batch < 1:
+        raise ValueError(f"at least one tile must be evaluated at a time, got tiles_per_batch = {tiles_per_batch}")
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index, shape in enumerate(shapes):
+        groups[shape].append(index)
+    return [
+        group[first : first + tiles_per_batch]
+        for group in groups.values()
+        for first in range(0, len(group), tiles_per_batch)
+    ]
 
 
 # D on a batch of tiles of one shape: (z [t b, C, h, w], sigma [t b], the t tiles) -> [t b, C, h, w], tile-major.
 LocalDenoise = Callable[[Tensor, Tensor, Sequence[Tile]], Tensor]
 
 
-def blend_tiles(local: LocalDenoise, tiling: Tiling, tiles_per_batch: int = 16) -> Denoise:
-    """T[D], [TILE-6]: `local` sees batches of tiles of one shape; blends in the dtype of the state.
+def blend_tiles(denoise_batch: LocalDenoise, tiling: Tiling, tiles_per_batch: int = 16) -> Denoise:
+    """T[D], [TILE-6]: denoises the tiles batch by batch and blends them in the dtype of the state.
 
     Raises ValueError for tiles_per_batch < 1, and, when evaluated, for a state that is not on the tiling's grid.
     """
-    if tiles_per_batch < 1:
-        raise ValueError(f"at least one tile must be evaluated at a time, got tiles_per_batch = {tiles_per_batch}")
-    groups: dict[tuple[int, ...], list[Tile]] = defaultdict(list)
-    for tile in tiles(tiling):
-        groups[tuple(tile.weight.shape)].append(tile)
-    batches = [
-        group[i : i + tiles_per_batch] for group in groups.values() for i in range(0, len(group), tiles_per_batch)
-    ]
+    every = tiles(tiling)
+    parts = [[every[i] for i in batch] for batch in batches([tile.shape for tile in every], tiles_per_batch)]
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        if x.shape[-2:] != (tiling.y.length, tiling.x.length):
-            grid = (tiling.y.length, tiling.x.length)
-            raise ValueError(f"the state is on a grid of {tuple(x.shape[-2:])} but the tiling is for {grid}")
+    def denoise_by_tiles(x: Tensor, sigma: Tensor) -> Tensor:
+        if x.shape[-2:] != tiling.grid:
+            raise ValueError(f"the state is on a grid of {tuple(x.shape[-2:])} but the tiling is for {tiling.grid}")
         out = torch.zeros_like(x)
-        for batch in batches:
+        for batch in parts:
             z = torch.cat([x[..., tile.rows[:, None], tile.cols] for tile in batch])
-            result = local(z, sigma.repeat(len(batch)), batch)
+            result = denoise_batch(z, sigma.repeat(len(batch)), batch)
             for tile, value in zip(batch, torch.split(result, x.shape[0]), strict=True):
                 out[..., tile.rows[:, None], tile.cols] += tile.weight.to(value) * value
         return out
 
-    return denoise
+    return denoise_by_tiles
+
+
+def once_per_batch(make: Callable[[Sequence[Tile], int], T]) -> Callable[[Sequence[Tile], int], T]:
+    """`make(tiles, members)` with its results cached by the places of the tiles and the number of members.
+
+    For values that depend on neither x nor sigma, such as cropped conditions.
+    """
+    cache: dict[Hashable, T] = {}
+
+    def cached(batch: Sequence[Tile], members: int) -> T:
+        key = (members, *(tile.place for tile in batch))
+        if key not in cache:
+            cache[key] = make(batch, members)
+        return cache[key]
+
+    return cached
+
+
+def tile_conditions(condition: Condition, patch: tuple[int, int]) -> Callable[[Sequence[Tile], int], Condition]:
+    """The condition of each batch of tiles, cropped once: a function of the tiles and the number of members."""
+
+    def crop_batch(batch: Sequence[Tile], members: int) -> Condition:
+        return Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], members)
+
+    return once_per_batch(crop_batch)
 
 
 def tiled_denoiser(network: Storm, condition: Condition, tiling: Tiling, tiles_per_batch: int = 16) -> Denoise:
-    """D(x; sigma) of one analysis by tiles: the driver's default. Each tile keeps its absolute positions, [TILE-6].
+    """D(x; sigma) of one analysis by tiles, which keep their absolute positions, [TILE-6].
 
-    The cropped conditions are kept between evaluations: they depend on neither x nor sigma.
+    Cropped conditions are kept between evaluations. Raises ValueError as `blend_tiles` does.
     """
-    dtype, patch = network.final.weight.dtype, network.config.patch
-    kept: dict[tuple[int, int], Condition] = {}
+    dtype = network.final.weight.dtype
+    condition_of = tile_conditions(condition, network.config.patch)
 
-    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
-        members = z.shape[0] // len(batch)
-        key = (id(batch), members)
-        if key not in kept:
-            kept[key] = Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], members)
-        return precondition(lambda c, s: network(c, s, kept[key]), z, sigma, network.config.sigma_data, dtype)
+    def denoise_batch(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
+        cropped = condition_of(batch, z.shape[0] // len(batch))
 
-    return blend_tiles(local, tiling, tiles_per_batch)
+        def evaluate_network(scaled: Tensor, level: Tensor) -> Tensor:
+            return network(scaled, level, cropped)  # type: ignore[no-any-return]
+
+        return precondition(evaluate_network, z, sigma, network.config.sigma_data, dtype)
+
+    return blend_tiles(denoise_batch, tiling, tiles_per_batch)
 
 
 def overhead(tiling: Tiling) -> float:
-    """Work of all tiles over that of an untiled pass of linear cost, (1 + 2 h_y / c_y)(1 + 2 h_x / c_x), [TILE-10].
+    """The points of all tiles over those of the domain, (1 + 2 h_y / c_y)(1 + 2 h_x / c_x), [TILE-10].
 
-    An axis of one tile has the factor 1. Exact on a periodic axis; on a closed one an upper bound, because the halos of
-    its outer tiles are clipped.
+    An axis of one tile has the factor 1. The value is exact on a periodic axis, and an upper bound on a closed one,
+    because the halos of its outer tiles are clipped.
     """
 
     def factor(axis: Axis) -> float:
@@ -252,10 +331,10 @@ def overhead(tiling: Tiling) -> float:
 
 
 def seam_bound(slope: float, jump: float, blend: int) -> float:
-    """Bound on the difference of two neighbours along an axis, for a blend b > 0: slope + sin(pi / (4 b)) jump.
+    """Bound on the difference of two neighbouring points along an axis: slope + sin(pi / (4 b)) jump for a blend b > 0.
 
-    slope: max |du_i| between neighbours within one tile's output; jump: max |u_i - u_j| of two tiles at a point of
-    both. The factor of the jump is the largest step of the weight between neighbours, in the middle of the seam, so
+    slope: max |du_i| between neighbours within one tile's output. jump: max |u_i - u_j| of two tiles at a point that
+    both cover. Its factor is the largest step of the weight between neighbours, in the middle of the seam, so that
     constant tiles attain the bound. Raises ValueError for a hard crop, where a seam shows the whole jump.
     """
     if blend < 1:

@@ -604,7 +604,7 @@ class World:
         return self.network.compress(self.past, self.past_static, self.age, self.position, chunk)
 
     def condition(self) -> Condition:
-        return Condition(self.static, self.memory(), self.position, self.periodic)
+        return Condition(self.static, self.memory(), self.position[None], self.periodic)
 
     def run(self) -> Tensor:
         with torch.no_grad():
@@ -828,7 +828,7 @@ def check_crop() -> None:
     part = condition.crop(rows, cols, (2, 3))
     for i, j in np.ndindex(2, 2):
         a, b = (1 + i, (4 + j) % 5)
-        assert torch.equal(part.position[i, j], condition.position[a, b]), "positions of a tile are not absolute"
+        assert torch.equal(part.position[:, i, j], condition.position[:, a, b]), "positions of a tile are not absolute"
         assert torch.equal(part.memory[:, i, j], condition.memory[:, a, b]), "memory of other patches"
     want = condition.static[:, :, 2:6][..., [12, 13, 14, 0, 1, 2]]
     assert torch.equal(part.static, want), "static fields of other points"
@@ -847,7 +847,7 @@ def check_stack() -> None:
     tiles = [case.x[..., 2:6, cols] for cols in columns]
     together = Condition.stack(parts, 2)
     with torch.no_grad():
-        got = case.network(torch.cat(tiles), case.sigma.repeat(2), tiles_per_batch)
+        got = case.network(torch.cat(tiles), case.sigma.repeat(2), together)
         want = torch.cat([case.network(t, case.sigma, part) for t, part in zip(tiles, parts, strict=True)])
         single = [replace(p, static=p.static[:1], memory=p.memory[:1]) for p in parts]
         shared = case.network(torch.cat(tiles), case.sigma.repeat(2), Condition.stack(single, 2))
@@ -872,7 +872,7 @@ def check_shapes_refused() -> None:
     refuses(lambda: run(memory=condition.memory.transpose(1, 2)), "memory", "(2, 5, 3, 12)")
     refuses(lambda: run(memory=condition.memory.repeat(2, 1, 1, 1)), "memory")
     refuses(lambda: run(position=condition.position[..., :2]), "position")
-    refuses(lambda: run(position=condition.position.expand(3, -1, -1, -1)), "position")
+    refuses(lambda: run(position=condition.position.repeat(3, 1, 1, 1)), "position")
 
     def compress(**parts: Tensor) -> Tensor:
         return replace(case, **parts).memory(1)

@@ -63,7 +63,7 @@ def pools() -> Iterator[Callable[..., Pool]]:
     preload()
 
     def pool(ranks: int, device: str = "cpu") -> Pool:
-        return made.setdefault((ranks, device), Pool(ranks, timeout=120.0, device=device))
+        return made.setdefault((ranks, device), Pool(ranks, timeout=600.0, device=device))
 
     yield pool
     for each in made.values():

@@ -21,7 +21,7 @@ def fail(kind: str) -> None:
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "hang":
-        time.sleep(600)
+        time.sleep(3600)
 
 
 def install(kinds: list[str], rank: int, steps: list[int]) -> None:

@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from storm_ref.assimilation import Guide, Sampler, draw_members, member_noise
 from storm_ref.attention import Block
 from storm_ref.config import StormConfig
-from storm_ref.cost import Ledger, Traffic
 from storm_ref.denoiser import Condition, Storm, randomise
 from storm_ref.edm import Churn, Denoise, edm_loss, loss_weight, schedule
 from storm_ref.guidance import Observations, dps, mmps, pigdm
@@ -36,6 +35,7 @@ from storm_ref.parallel.halo import Exchange, ShardedTiles, blend_sharded, compr
 from storm_ref.parallel.mesh import AXES, Mesh, World
 from storm_ref.parallel.pool import world_of
 from storm_ref.parallel.tensor import tensor_parallel
+from storm_ref.parallel.traffic import Ledger, Traffic
 from storm_ref.tiling import Tiling, tiled_denoiser
 from storm_ref.tokenisation import sphere_position
 
@@ -136,7 +136,7 @@ class Problem:
 def serial_denoise(p: Problem, network: Storm, data: Data) -> Denoise:
     memory = network.compress(*data.told, p.chunk)
     return tiled_denoiser(
-        network, Condition(data.static, memory, data.position, p.tiling.x.periodic), p.tiling, p.tiles_per_batch
+        network, Condition(data.static, memory, data.position[None], p.tiling.x.periodic), p.tiling, p.tiles_per_batch
     )
 
 
@@ -192,7 +192,7 @@ def _guide(name: str) -> Guide | None:
 
 def _members(p: Problem, denoise: Denoise, run: range, guide: str) -> Tensor:
     """Churn is on."""
-    sampler = Sampler(schedule(p.steps, 0.05, 5.0), Churn(4.0), tiles_per_batch=p.batch)
+    sampler = Sampler(schedule(p.steps, 0.05, 5.0), Churn(4.0), members_per_batch=p.batch)
     noise = torch.stack([member_noise(5, 3, m, p.shape, sampler.draws) for m in run], 1).to(p.device)
     if guide == "none":
         return draw_members(denoise, noise, sampler)
@@ -240,7 +240,7 @@ class Told(Evaluation):
 
     def forward(self, x: Tensor, data: Data) -> Tensor:
         memory = torch.zeros(1, *data.position.shape[:2], self.p.config.width, dtype=self.p.dtype)
-        condition = Condition(data.static, memory, data.position, self.p.tiling.x.periodic)
+        condition = Condition(data.static, memory, data.position[None], self.p.tiling.x.periodic)
         return sharded_denoiser(self.network, condition, self.parts)(x, data.sigma).clone()
 
 
@@ -256,11 +256,15 @@ class Step(Evaluation):
 
 def bound(network: Storm, parts: ShardedTiles, p: Problem, data: Data, whole_memory: bool = False) -> Denoise:
     if whole_memory:
-        condition = Condition(data.static, network.compress(*data.told, p.chunk), data.position, p.tiling.x.periodic)
+        condition = Condition(
+            data.static, network.compress(*data.told, p.chunk), data.position[None], p.tiling.x.periodic
+        )
         return sharded_denoiser(network, condition, parts)
     memory = compress_sharded(network, *data.told, parts, p.chunk)
     nothing = memory.new_zeros(1).expand(1, *data.position.shape[:2], p.config.width)
-    return sharded_denoiser(network, Condition(data.static, nothing, data.position, p.tiling.x.periodic), parts, memory)
+    return sharded_denoiser(
+        network, Condition(data.static, nothing, data.position[None], p.tiling.x.periodic), parts, memory
+    )
 
 
 def setup(p: Problem, mesh: Mesh) -> tuple[World, Storm, ShardedTiles]:
@@ -679,7 +683,7 @@ def fails(kind: str, rank: int) -> int:
         if kind == "exit":
             os._exit(3)
         if kind == "hang":
-            time.sleep(600)
+            time.sleep(3600)
         if kind == "unpicklable":
             raise Unpicklable(lambda: 0)
         if kind == "value":
@@ -687,6 +691,14 @@ def fails(kind: str, rank: int) -> int:
     total = torch.ones(2 + 1000 * (kind == "shapes" and dist.get_rank() == rank))
     dist.all_reduce(total)
     return int(total[0])
+
+
+def hangs_on_axis(mesh: Mesh, axis: str, rank: int) -> int:
+    """One rank hangs before a collective of one axis."""
+    world = world_of(mesh)
+    if world.rank == rank:
+        time.sleep(3600)
+    return int(world.sum(torch.ones(2), axis)[0])
 
 
 class Unpicklable(Exception):

@@ -213,7 +213,7 @@ def test_work_is_the_denoiser_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     network = timing.generic_network(scale.PRESETS["tiny"]())
     latitude = torch.linspace(-90, 90, 25)[:-1] + 90 / 24
     position = sphere_position(latitude, torch.arange(40) * 9.0, (1, 1))
-    condition = Condition(static[None], memory[None], position, True)
+    condition = Condition(static[None], memory[None], position[None], True)
     with torch.no_grad():
         denoise = tiled_denoiser(network, condition, DOMAIN.tiling, DOMAIN.tiles_per_batch)
         expected = denoise(state[None], torch.ones(1, dtype=torch.float64))

@@ -48,7 +48,7 @@ def gap(w: World, tiling: Tiling, shape: tuple[int, int]) -> float:
 
 def by_blocks(w: World, shape: tuple[int, int]) -> World:
     """The same world with states, static fields, memory and positions equal within each block; one point a token."""
-    rows, cols = w.condition.position.shape[:2]
+    rows, cols = w.condition.position.shape[1:3]
     block = blocks(rows, cols, shape)
     first = torch.stack([torch.nonzero(block == g)[0, 0] for g in range(int(block.max()) + 1)])[block]
 
@@ -56,7 +56,7 @@ def by_blocks(w: World, shape: tuple[int, int]) -> World:
         return t.flatten(at, at + 1).index_select(at, first).unflatten(at, (rows, cols))
 
     c = w.condition
-    told = replace(c, static=equal(c.static, 2), memory=equal(c.memory, 1), position=equal(c.position, 0))
+    told = replace(c, static=equal(c.static, 2), memory=equal(c.memory, 1), position=equal(c.position, 1))
     return replace(w, condition=told, x=equal(w.x, 2))
 
 
@@ -190,7 +190,7 @@ def test_coarse_evaluation_equals_count(
 ) -> None:
     """[COST-1] multiply-adds."""
     network = Storm(POINTS)
-    told = Condition(torch.zeros(1, 2, 6, 12), torch.zeros(members, 6, 12, 8), torch.zeros(6, 12, 3).double())
+    told = Condition(torch.zeros(1, 2, 6, 12), torch.zeros(members, 6, 12, 8), torch.zeros(1, 6, 12, 3).double())
     x, sigma = torch.zeros(members, 2, 6, 12).double(), torch.ones(members).double()
     # Without leading directions the covariance multiplies by matrices of no columns, which count for nothing.
     denoise = coarse_denoiser(network, told, tiling, white((2, 6, 12)), (down, across), tiles_per_batch)

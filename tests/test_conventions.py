@@ -65,7 +65,7 @@ def network(dtype: torch.dtype = torch.float64, seed: int = 1) -> Storm:
 def condition(storm: Storm, seed: int = 2) -> Condition:
     dtype = storm.final.weight.dtype
     past, static = normal(1, 3, 2, *GRID, seed=seed).to(dtype), normal(1, 3, 1, *GRID, seed=seed + 1).to(dtype)
-    return Condition(static[:, 0], storm.compress(past, static, HOURS, positions()), positions(), periodic=True)
+    return Condition(static[:, 0], storm.compress(past, static, HOURS, positions()), positions()[None], periodic=True)
 
 
 def halves() -> Tiling:
@@ -104,7 +104,7 @@ def test_storm_takes_and_gives_the_shapes_of_the_table(unchecked: None) -> None:
     past, static = normal(1, 3, 2, *GRID), normal(1, 3, 1, *GRID)
     memory = storm.compress(past, static, HOURS, positions())
     assert memory.shape == (1, GRID[0] // 2, GRID[1] // 2, CONFIG.width)
-    told = Condition(static[:, 0], memory, positions())
+    told = Condition(static[:, 0], memory, positions()[None])
     assert denoiser(storm, told)(normal(5, 2, *GRID), torch.ones(5)).shape == (5, 2, *GRID)
     with pytest.raises(ValueError, match="past frames"):
         storm.compress(past.transpose(1, 2), static, HOURS, positions())

@@ -17,6 +17,7 @@ from storm_ref.config import StormConfig, storm_10m
 from storm_ref.cost import Cost, exponent
 from storm_ref.denoiser import Condition, Storm, denoiser
 from storm_ref.edm import sample, schedule
+from storm_ref.experiments import peak_memory
 from storm_ref.tiling import Axis, Tiling, extents, overhead, tiled_denoiser
 
 DTYPES = {4: torch.float32, 8: torch.float64}
@@ -70,7 +71,7 @@ def condition(c: StormConfig, tiling: Tiling, members: int, dtype: torch.dtype =
     rows, cols = cells(tiling)
     static = torch.zeros(1, c.static_channels, tiling.y.length, tiling.x.length, dtype=dtype)
     memory = torch.zeros(members, rows, cols, c.width, dtype=dtype)
-    return Condition(static, memory, torch.zeros(rows, cols, c.position_features, dtype=torch.float64))
+    return Condition(static, memory, torch.zeros(1, rows, cols, c.position_features, dtype=torch.float64))
 
 
 def state(c: StormConfig, tiling: Tiling, members: int) -> tuple[Tensor, Tensor]:
@@ -292,7 +293,7 @@ def test_peak_evaluation_equals_count(domain: tuple[StormConfig, Tiling], member
     denoise = denoiser(Storm(c).to(dtype), condition(c, tiling, members, dtype))
     with Live() as live:
         denoise(*x)
-    assert live.peak == cost.peak_evaluation(c, rows * cols, itemsize, members)
+    assert live.peak == peak_memory.peak_evaluation(c, rows * cols, itemsize, members)
     assert live.now == 0
 
 
@@ -310,7 +311,7 @@ def test_peak_tiled_equals_count(
         denoise(*x)
         live.peak = 0
         denoise(*x)
-    assert live.peak == cost.peak_tiled(c, tiling, itemsize, members, tiles_per_batch)
+    assert live.peak == peak_memory.peak_tiled(c, tiling, itemsize, members, tiles_per_batch)
 
 
 @torch.no_grad()
@@ -326,7 +327,7 @@ def test_peak_memory_equals_count_whatever_the_frames(
         inputs = past(c, rows, cols, chunks * chunk, batch, DTYPES[itemsize])
         with Live() as live:
             network.compress(*inputs, chunk)
-        assert live.peak == cost.peak_memory(c, n, chunk, itemsize, batch, first=chunks == 1)
+        assert live.peak == peak_memory.peak_compression(c, n, chunk, itemsize, batch, first=chunks == 1)
         held = network.compress_chunk(None, *inputs)
         numbers = held.maximum.numel() + held.denominator.numel() + held.accumulator.numel()
         assert numbers == cost.memory_state(c, n, batch) == batch * n * (c.width + 2 * c.heads)
@@ -346,7 +347,7 @@ def test_tiled_evaluation_invalid_patch() -> None:
     with pytest.raises(ValueError, match="patches of 1 x 1"):
         cost.tiled_evaluation(CONFIG, tiling)
     with pytest.raises(ValueError, match="patches of 1 x 1"):
-        cost.peak_tiled(CONFIG, tiling, 4)
+        peak_memory.peak_tiled(CONFIG, tiling, 4)
 
 
 # The counters themselves

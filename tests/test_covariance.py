@@ -192,7 +192,7 @@ def network_and_condition(generator: torch.Generator) -> tuple[Storm, Condition,
     static, past = (torch.randn(1, *s, generator=generator).double() for s in ((1, 12, 16), (2, 2, 12, 16)))
     with torch.no_grad():
         memory = network.compress(past, static.expand(1, 2, 1, 12, 16), torch.tensor([[6.0, 12.0]]), position)
-    return network, Condition(static, memory, position), torch.randn(3, 2, 12, 16, generator=generator).double()
+    return network, Condition(static, memory, position[None]), torch.randn(3, 2, 12, 16, generator=generator).double()
 
 
 @torch.no_grad()

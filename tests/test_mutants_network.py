@@ -721,8 +721,8 @@ DENOISER = [
     (
         "positions local to the tile",
         "Condition.crop",
-        "position=self.position[i, j]",
-        "position=self.position[: i.shape[0], : j.shape[-1]]",
+        "position=self.position[:, i, j]",
+        "position=self.position[:, : i.shape[0], : j.shape[-1]]",
         checks.check_crop,
     ),
     (
@@ -744,7 +744,7 @@ DENOISER = [
     (
         "all tiles at the first tile's place",
         "Condition.stack",
-        'repeat("position", 0)',
+        'repeat("position")',
         "parts[0].position.expand(len(parts) * batch, -1, -1, -1)",
         checks.check_stack,
     ),

@@ -241,16 +241,16 @@ def faulty_bind_tiled(
 
     def crop(tile: Tile) -> Condition:
         c = condition.crop(tile.rows, tile.cols, patch)
-        rows, cols = c.position.shape[:2]
+        rows, cols = c.position.shape[1:3]
         static, memory, position, periodic = c.static, c.memory, c.position, c.periodic
         if fault == "tile-local positions":
-            position = condition.position[:rows, :cols]
+            position = condition.position[:, :rows, :cols]
         if fault == "memory of the first tile":
             memory = condition.memory[:, :rows, :cols]
         if fault == "static of the first tile":
             static = condition.static[..., : len(tile.rows), : len(tile.cols)]
         if fault == "positions of the core's corner":
-            position = position.roll(1, 1)
+            position = position.roll(1, 2)
         return Condition(static, memory, position, periodic)
 
     def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:

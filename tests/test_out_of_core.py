@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from torch import Tensor
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm, randomise
 from storm_ref.experiments.out_of_core import Domain, compress, create, denoise, open_array
-from storm_ref.tiling import Axis, Tile, Tiling, tiled_denoiser, tiles
+from storm_ref.tiling import Axis, Tiling, batches, tiled_denoiser, tiles
 from storm_ref.tokenisation import latitude_position, region_position, sphere_position
 
 CONFIG = StormConfig(2, 1, (2, 2), width=8, heads=2, depth=1, mlp_ratio=2, position_octaves=2, noise_features=4)
@@ -91,7 +90,7 @@ def world(
     memory = normal(1, rows, cols, config.width, seed=2).to(dtype)
     static = normal(1, config.static_channels, height, width, seed=1)
     x = normal(config.channels, height, width, seed=3).to(state)
-    return World(network.to(dtype), Condition(static, memory, places, periodic), x, lat, lon)
+    return World(network.to(dtype), Condition(static, memory, places[None], periodic), x, lat, lon)
 
 
 def store(path: Path, values: np.ndarray, kind: str = "memmap") -> Any:
@@ -132,7 +131,7 @@ def on_disk(folder: Path, w: World, kind: str = "memmap", given: bool = False) -
         w.latitude,
         w.longitude,
         w.condition.periodic,
-        put("position", w.condition.position) if given else None,
+        put("position", w.condition.position[0]) if given else None,
     )
     return OnDisk(w, domain, put("out", torch.full_like(w.x, torch.nan)), folder / "run")
 
@@ -245,12 +244,9 @@ def test_denoise_tells_the_network_what_it_is_told_in_memory(tmp_path: Path) -> 
     disk = on_disk(tmp_path, w)
     with evaluations(w.network) as seen:
         disk.denoise(tiling, 5)
-    groups: dict[tuple[int, ...], list[Tile]] = defaultdict(list)
-    for tile in tiles(tiling):
-        groups[tuple(tile.weight.shape)].append(tile)
-    batches = [group[i : i + 5] for group in groups.values() for i in range(0, len(group), 5)]
-    for told, batch in zip(seen, batches, strict=True):
-        want = Condition.stack([w.condition.crop(tile.rows, tile.cols, CONFIG.patch) for tile in batch], 1)
+    every = tiles(tiling)
+    for told, batch in zip(seen, batches([tile.shape for tile in every], 5), strict=True):
+        want = Condition.stack([w.condition.crop(every[i].rows, every[i].cols, CONFIG.patch) for i in batch], 1)
         assert torch.equal(told.position, want.position)
         assert torch.equal(told.static, want.static) and torch.equal(told.memory, want.memory)
         assert told.periodic == want.periodic
@@ -432,11 +428,11 @@ def test_denoise_goes_on_after_a_kill(tmp_path: Path) -> None:
     """SIGKILL twice: two batches stay done, then all and a row of cores. Inputs are Zarr, the output a memory map."""
     made = on_disk(tmp_path, world(TILING), "zarr")
     store(tmp_path / "result", np.full(made.out.shape, np.nan))
-    for when, batches in (("save", 2), ("blend", BATCHES)):
+    for when, kept in (("save", 2), ("blend", BATCHES)):
         code = f"from pathlib import Path; import test_out_of_core as t; t.killed(Path({str(tmp_path)!r}), {when!r})"
         run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
         assert run.returncode == -signal.SIGKILL, run.stderr
-        assert len([*(tmp_path / "run" / "batches").glob("[0-9].npz")]) == batches
+        assert len([*(tmp_path / "run" / "batches").glob("[0-9].npz")]) == kept
     assert len(json.loads((tmp_path / "run" / "finished.json").read_text())) == 1
     disk, want = reopened(tmp_path), made.world.want(TILING, TOGETHER)
     with evaluations(disk.world.network) as seen:
@@ -640,7 +636,7 @@ class Past:
 
     def want(self, chunk: int = 2) -> Tensor:
         with torch.no_grad():
-            position = self.world.condition.position
+            position = self.world.condition.position[0]
             whole = (self.past[None], self.static[None], self.ages[None])
             return self.world.network.compress(*whole, position, chunk)[0]
 
@@ -707,7 +703,7 @@ def test_compress_takes_given_positions(tmp_path: Path, features: int) -> None:
     p = history(config=replace(CONFIG, position_features=features))
     with pytest.raises(ValueError, match="give a position"):
         p.compress(room(tmp_path / "a"), tmp_path / "run")
-    position = p.world.condition.position.numpy()
+    position = p.world.condition.position[0].numpy()
     assert_near(p.compress(room(tmp_path / "b"), tmp_path / "run", position=position), p.want())
 
 

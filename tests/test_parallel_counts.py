@@ -9,10 +9,10 @@ import pytest
 import torch
 from parallel_work import MESHES, Problem
 
-from storm_ref import cost
-from storm_ref.cost import Ledger, Traffic
+from storm_ref.parallel import traffic
 from storm_ref.parallel.mesh import AXES, Mesh
 from storm_ref.parallel.pool import Pool
+from storm_ref.parallel.traffic import Ledger, Traffic
 from storm_ref.tiling import Axis, Tiling, tiles
 
 Pools = Callable[..., Pool]
@@ -38,9 +38,9 @@ def expected(problem: Problem, mesh: Mesh, rank: int, name: str) -> list[Ledger]
     if what == "step":
         frames = problem.samples, problem.frames, problem.chunk, problem.tiles_per_batch, size
         recomputed = how == "recomputed"
-        return [cost.step_traffic(problem.config, problem.tiling, mesh, rank, *frames, recomputed=recomputed)]
+        return [traffic.step_traffic(problem.config, problem.tiling, mesh, rank, *frames, recomputed=recomputed)]
     some, backward = (problem.samples, problem.tiles_per_batch, size), what == "product"
-    once = cost.evaluation_traffic(
+    once = traffic.evaluation_traffic(
         problem.config, problem.tiling, mesh, rank, *some, backward=backward, kept=how == "kept"
     )
     again = {key: value for key, value in once.items() if key[0] != "fsdp"}  # weights are there already
@@ -80,13 +80,13 @@ def test_traffic_of_other_problems_equals_count(pools: Pools, name: str, mesh: s
 def test_traffic_of_whole_states_equals_count(pools: Pools, mesh: Mesh) -> None:
     """Scatter sends nothing forwards and gathers backwards, collect the reverse; members along fsdp, then ddp."""
     point = FIXED.samples * FIXED.config.channels * 8
-    once = cost.collect_traffic(TILING, mesh, point)
-    both = cost.collect_traffic(TILING, mesh, point, backward=True)
+    once = traffic.collect_traffic(TILING, mesh, point)
+    both = traffic.collect_traffic(TILING, mesh, point, backward=True)
     member = FIXED.config.channels * TILING.y.length * TILING.x.length * 8
     for found in pools(mesh.size).run(work.counted_whole, FIXED, mesh):
         assert found["collect"] == once == found["back"]
-        assert cost.added(found["collect"], found["back"]) == both
-        assert found["members"] == cost.ensemble_traffic(mesh, FIXED.samples, member)
+        assert traffic.added(found["collect"], found["back"]) == both
+        assert found["members"] == traffic.ensemble_traffic(mesh, FIXED.samples, member)
 
 
 @pytest.mark.distributed
@@ -99,14 +99,14 @@ def test_messages_see_what_is_of_no_axis(pools: Pools) -> None:
 def test_traffic_adds() -> None:
     """Ledgers add by axis and kind; what has no message is not in them."""
     one: dict[Any, Traffic] = {("tp", "all-reduce"): Traffic(2, 30), ("tile", "all-to-all"): Traffic()}
-    assert cost.added(one, one) == {("tp", "all-reduce"): 2 * Traffic(2, 30)}
-    assert cost.added() == {}
+    assert traffic.added(one, one) == {("tp", "all-reduce"): 2 * Traffic(2, 30)}
+    assert traffic.added() == {}
 
 
 def test_traffic_of_one_rank_is_none() -> None:
     some = FIXED.samples, FIXED.tiles_per_batch, 4
-    assert cost.evaluation_traffic(FIXED.config, TILING, Mesh(), 0, *some, backward=True) == {}
-    assert cost.step_traffic(FIXED.config, TILING, Mesh(), 0, FIXED.samples, 3, 2, 2, 4) == {}
+    assert traffic.evaluation_traffic(FIXED.config, TILING, Mesh(), 0, *some, backward=True) == {}
+    assert traffic.step_traffic(FIXED.config, TILING, Mesh(), 0, FIXED.samples, 3, 2, 2, 4) == {}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 9])
@@ -117,14 +117,16 @@ def test_exchanged_rows_are_the_points(ranks: int) -> None:
         (False, sum(tile.weight.numel() for tile in found)),
         (True, sum(int((tile.weight > 0).sum()) for tile in found)),
     ):
-        assert sum(map(sum, cost.exchanged(TILING, ranks, blend))) == points
+        assert sum(map(sum, traffic.exchanged_rows(TILING, ranks, blend))) == points
 
 
 @pytest.mark.parametrize("mesh", [Mesh(), Mesh(tp=2), Mesh(tp=8), Mesh(fsdp=3), Mesh(fsdp=8, tp=8)], ids=str)
 def test_part_holds_every_weight(mesh: Mesh) -> None:
     """What ranks hold is the network, whose replicated weights every tp rank has; parts are padded to the first's."""
-    shapes = FIXED.config.depth * cost.block_shapes(FIXED.config, mesh.tp) + cost.root_shapes(FIXED.config, mesh.tp)
-    held = [cost._held(shapes, mesh.fsdp, rank) for rank in range(mesh.fsdp)]
-    assert cost.part(shapes, mesh.fsdp) == max(held)
+    shapes = FIXED.config.depth * traffic.block_shapes(FIXED.config, mesh.tp) + traffic.root_shapes(
+        FIXED.config, mesh.tp
+    )
+    held = [traffic.held_numbers(shapes, mesh.fsdp, rank) for rank in range(mesh.fsdp)]
+    assert traffic.padded_numbers(shapes, mesh.fsdp) == max(held)
     if mesh.tp == 1:
         assert sum(held) == sum(weight.numel() for weight in FIXED.network().parameters())

@@ -12,10 +12,11 @@ import pytest
 
 from storm_ref import cost
 from storm_ref.config import StormConfig, storm_10b, storm_10m
-from storm_ref.cost import Traffic
 from storm_ref.experiments import scaling
 from storm_ref.experiments.scaling import Level, Machine, Workload, best, efficiency, ideal, meshes, step, wire
+from storm_ref.parallel import traffic as messages
 from storm_ref.parallel.mesh import Mesh
+from storm_ref.parallel.traffic import Traffic
 from storm_ref.tiling import Axis, Tiling
 
 SPEC = Path(__file__).resolve().parents[1] / "spec" / "A_scale.md"
@@ -107,11 +108,11 @@ def test_exchange_is_that_of_the_busiest_rank(training: bool) -> None:
     """[PAR-9], [PAR-10]; memory tokens are gathered like states."""
     mesh = Mesh(tile=5)
     rows, tokens = scaling._exchange(TILES, 5, training)
-    every = [cost.exchange_traffic(TILES, mesh, rank, 1, training)["tile", "all-to-all"] for rank in range(5)]
+    every = [messages.exchange_traffic(TILES, mesh, rank, 1, training)["tile", "all-to-all"] for rank in range(5)]
     assert rows.bytes == max(t.bytes for t in every)
     assert rows.messages == every[0].messages
     plain = replace(TILES, y=replace(TILES.y, blend=0), x=replace(TILES.x, blend=0))  # then a gather alone sends rows
-    points = max(cost.exchange_traffic(plain, mesh, r, 1, training)["tile", "all-to-all"].bytes for r in range(5))
+    points = max(messages.exchange_traffic(plain, mesh, r, 1, training)["tile", "all-to-all"].bytes for r in range(5))
     assert 4 * tokens == points
 
 

@@ -37,11 +37,15 @@ from storm_ref.tiling import (
     Axis,
     Tile,
     Tiling,
+    batches,
     blend_tiles,
     cores,
     extents,
     overhead,
     seam_bound,
+    shapes,
+    spans,
+    tile_conditions,
     tiled_denoiser,
     tiles,
     weights,
@@ -188,6 +192,47 @@ def test_tiling_of_makes_one_tile_of_a_short_axis() -> None:
     assert Tiling.of((8, 12), (4, 4), (1, 2), (1, 2), False) == Tiling(Axis(8, 4, 1, 1), Axis(12, 4, 2, 2))
 
 
+# Batches of tiles
+
+
+def test_batches_value() -> None:
+    """Shapes in the order of their first tile, tiles in their own order, at most so many at a time."""
+    assert batches(["a", "b", "a", "a", "c", "b"], 2) == [[0, 2], [3], [1, 5], [4]]
+    assert batches(["a", "b", "a", "a", "c", "b"]) == [[0, 2, 3], [1, 5], [4]]
+    assert batches([], 1) == []
+
+
+@pytest.mark.parametrize("tiles_per_batch", [0, -1])
+def test_batches_invalid_number_of_tiles(tiles_per_batch: int) -> None:
+    with pytest.raises(ValueError, match="at least one tile must be evaluated at a time"):
+        batches(["a"], tiles_per_batch)
+
+
+@given(tilings())
+def test_shapes_are_those_of_the_tiles(tiling: Tiling) -> None:
+    """[TILE-3] the lengths of extents, counted without their indices."""
+    assert shapes(tiling) == [tile.shape for tile in tiles(tiling)] == [tuple(t.weight.shape) for t in tiles(tiling)]
+    for axis in (tiling.y, tiling.x):
+        assert spans(axis) == [len(extent) for extent in extents(axis)]
+
+
+def test_tile_conditions_are_made_once_for_the_same_tiles() -> None:
+    """A batch is known by the places of its tiles and the number of members, not by the list that holds them."""
+    condition = world((8, 12), True, batch=1).condition
+    condition_of = tile_conditions(condition, CONFIG.patch)
+    soft = tiles(Tiling(Axis(8, 4, 2, 2, patch=2), Axis(12, 4, 2, 2, True, 2)))
+    hard = tiles(Tiling(Axis(8, 4, 2, 0, patch=2), Axis(12, 4, 2, 0, True, 2)))
+    first = condition_of(soft[:2], 2)
+    assert condition_of(soft[:2], 2) is first and condition_of(hard[:2], 2) is first
+    others = [condition_of(soft[1:3], 2), condition_of(soft[:2], 4), condition_of(soft[1::-1], 2)]
+    for tile, part in ((soft[0], slice(0, 2)), (soft[1], slice(2, 4))):
+        want = condition.crop(tile.rows, tile.cols, CONFIG.patch)
+        for name in ("static", "memory", "position"):
+            assert torch.equal(getattr(first, name)[part], getattr(want, name).expand(2, -1, -1, -1)), name
+    assert all(other is not first for other in others)
+    assert not torch.equal(others[2].position, first.position)
+
+
 # The operator
 
 
@@ -195,7 +240,7 @@ def test_tiling_of_makes_one_tile_of_a_short_axis() -> None:
 @settings(max_examples=25)
 def test_tiled_value(tiling: Tiling, tiles_per_batch: int) -> None:
     """[TILE-6]"""
-    check_tiled(tiling, tiled, tiles_per_batch)
+    check_tiled(tiling, blend_tiles, tiles_per_batch)
 
 
 @given(tilings(), st.integers(-9, 9))

@@ -132,7 +132,7 @@ def test_weighted_loss_by_tiles_is_that_of_the_tiled_denoiser(generator: torch.G
     assert one.item() == pytest.approx(plain.item(), rel=1e-5)
     frames, at = samples.past[index], samples.target[index]
     memory = model.network.compress(batch.past, samples.forcing[frames], samples.age[index], model.position)
-    condition = Condition(samples.forcing[at], memory, model.position, model.periodic)
+    condition = Condition(samples.forcing[at], memory, model.position[None], model.periodic)
     noisy = batch.x + sigma.float()[:, None, None, None] * noise
     error = covariance_denoiser(model.network, condition, cut, model.covariance)(noisy, sigma) - batch.x
     weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2

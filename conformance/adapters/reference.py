@@ -128,7 +128,7 @@ def _count_weights(i: Tensors, p: Params) -> Tensors:
 
 
 def _condition(network: denoiser.Storm, i: Tensors, p: Params) -> denoiser.Condition:
-    return denoiser.Condition(i["static"], network.compress(*_past(i), p["chunk"]), i["position"], p["periodic"])
+    return denoiser.Condition(i["static"], network.compress(*_past(i), p["chunk"]), i["position"][None], p["periodic"])
 
 
 def _denoise(i: Tensors, p: Params) -> Tensors:

@@ -1,8 +1,8 @@
-"""The operations of chapter 9 by the reference: in one process, and by many ranks.
+"""The operations of chapter 9 by the reference, on many ranks and in one process.
 
-In a rank: `RANKS[op](inputs, params)`, tensors in and what this rank has out; the ranks of a mesh call it together.
-`over_ranks` has a pool do it, and returns every rank's arrays by `rank.R.NAME`. `SERIAL[op]` is the same problem
-without ranks, by the chapters before: the expected values are frozen from these.
+In a rank, `RANKS[op](inputs, params)` takes tensors and returns those that this rank holds; the ranks of a mesh call it
+together. `over_ranks` runs it in a pool, and returns the arrays of every rank as `rank.R.NAME`. `SERIAL[op]` solves the
+same problem without ranks, by the chapters before; the expected values are frozen from its results.
 
 `conformance.adapters.reference_ranks:launched` is one rank of a world that torchrun has started, as an adapter for
 `python -m conformance.ports.folder answer DIR --launched`.
@@ -26,8 +26,7 @@ from conformance.adapters import reference
 from storm_ref import assimilation, edm, guidance, tiling
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm
-from storm_ref.parallel import ensemble, mesh, shard, tensor
-from storm_ref.parallel import halo as tile
+from storm_ref.parallel import ensemble, halo, mesh, shard, tensor
 from storm_ref.parallel.mesh import Mesh, World
 from storm_ref.parallel.pool import Pool, world_of
 
@@ -42,23 +41,23 @@ def _tiling(p: Params) -> tiling.Tiling:
 
 
 def _count(cut: tiling.Tiling) -> int:
-    return len(tiling.cores(cut.y)) * len(tiling.cores(cut.x))
+    return len(tiling.shapes(cut))
 
 
 def _as_tile(values: Tensor, one: tiling.Tile) -> Tensor:
-    return values.reshape(*values.shape[:-1], *one.weight.shape)
+    return values.reshape(*values.shape[:-1], *one.shape)
 
 
 def shares(i: Tensors, p: Params) -> Tensors:
-    """Who has what: needs no ranks."""
+    """The partition of samples, tiles and points, which needs no ranks."""
     shape, cut, heads = Mesh(**p["mesh"]), _tiling(p), p["heads"]
     shape.check(StormConfig(1, 0, (1, 1), heads, heads, 1), _count(cut), p["samples"])
 
     def runs(count: int, ranks: int) -> Tensor:
-        found = [mesh.share(count, ranks, rank) for rank in range(ranks)]
-        return torch.tensor([[run.start, run.stop] for run in found])
+        own = [mesh.share(count, ranks, rank) for rank in range(ranks)]
+        return torch.tensor([[run.start, run.stop] for run in own])
 
-    owned = tile.points_of(cut, shape.tile)
+    owned = halo.points_of(cut, shape.tile)
     return {
         "coordinates": torch.tensor([list(shape.coordinates(rank).values()) for rank in range(shape.size)]),
         "samples": runs(p["samples"], shape.data),
@@ -72,73 +71,64 @@ def shares(i: Tensors, p: Params) -> Tensors:
 
 
 def _own(value: Tensor, mine: range) -> Tensor:
-    """The rank's samples; one that serves all serves these."""
+    """The rank's samples; a batch of 1 is broadcast."""
     return value if len(value) == 1 else value[mine.start : mine.stop]
-
-
-def _places(cut: tiling.Tiling, ranks: int, rank: int) -> list[int]:
-    """The rank's tiles in the order in which they are evaluated: those of one shape after another."""
-    shapes = [tuple(found.weight.shape) for found in tiling.tiles(cut)]
-    return sorted(mesh.share(len(shapes), ranks, rank), key=lambda n: (shapes.index(shapes[n]), n))
 
 
 def _gather(i: Tensors, p: Params) -> Tensors:
     world, cut = world_of(Mesh(**p["mesh"])), _tiling(p)
     world.mesh.check(StormConfig(1, 0, (1, 1), world.mesh.tp, world.mesh.tp, 1), _count(cut), len(i["x"]))
-    parts = tile.ShardedTiles(cut, world, p["together"])
+    parts = halo.ShardedTiles(cut, world, p["together"])
     own = _own(i["x"], world.share(len(i["x"])))
-    rows: list[Tensor] = []
+    rows: dict[int, Tensor] = {}  # by the number of the tile
     for batch, extents in zip(parts.batches, parts.gather(parts.shard(own)), strict=True):
-        rows += torch.split(extents.flatten(-2), len(extents) // len(batch.tiles))
-    order = np.argsort(_places(cut, world.mesh.tile, world.coordinates["tile"]))
-    return {"extents": torch.cat([rows[n] for n in order], -1)}
+        rows |= zip(batch.numbers, torch.split(extents.flatten(-2), len(extents) // len(batch.tiles)), strict=True)
+    return {"extents": torch.cat([rows[n] for n in sorted(rows)], -1)}
 
 
 def _blend(i: Tensors, p: Params) -> Tensors:
     world, cut = world_of(Mesh(**p["mesh"])), _tiling(p)
-    parts = tile.ShardedTiles(cut, world, p["together"])
+    parts = halo.ShardedTiles(cut, world, p["together"])
     own = _own(i["values"], world.share(len(i["values"])))
-    found = tiling.tiles(cut)
-    values = torch.split(own, [each.weight.numel() for each in found], -1)
-    places = iter(_places(cut, world.mesh.tile, world.coordinates["tile"]))
+    values = torch.split(own, [rows * cols for rows, cols in tiling.shapes(cut)], -1)
     results = []
     for batch in parts.batches:
-        some = [_as_tile(values[next(places)], each) for each in batch.tiles]
-        results.append(torch.cat(some))
+        of_batch = [_as_tile(values[n], one) for n, one in zip(batch.numbers, batch.tiles, strict=True)]
+        results.append(torch.cat(of_batch))
     whole = parts.collect(parts.blend(results))
     return {"blended": ensemble.gather_members(whole, len(i["values"]), world)}
 
 
 def _network(i: Tensors, p: Params, samples: int) -> tuple[Storm, World]:
-    """The rank's part of the weights, on a mesh that fits."""
+    """The network with the rank's part of the weights, and the world of the mesh, once it is known to fit."""
     network, shape = reference._network(i, p), Mesh(**p["mesh"])
     shape.check(network.config, _count(_tiling(p)), samples)
     world = world_of(shape)
     return tensor.tensor_parallel(network, world), world
 
 
-def _denoiser(network: Storm, i: Tensors, p: Params, parts: tile.ShardedTiles, mine: range) -> edm.Denoise:
-    """D of the rank's samples on shards; each rank compresses the memory of its own cores."""
+def _denoiser(network: Storm, i: Tensors, p: Params, parts: halo.ShardedTiles, mine: range) -> edm.Denoise:
+    """D of the rank's samples on shards; each rank compresses the memory tokens of its own cores."""
     past = (_own(i["past"], mine), _own(i["past_static"], mine), _own(i["age"], mine), i["position"])
-    memory = tile.compress_sharded(network, *past, parts, p["chunk"])
+    memory = halo.compress_sharded(network, *past, parts, p["chunk"])
     static = _own(i["static"], mine)
     nothing = torch.zeros(1, dtype=static.dtype).expand(1, *i["position"].shape[:2], network.config.width)
-    return tile.sharded_denoiser(network, Condition(static, nothing, i["position"], p["periodic"]), parts, memory)
+    return halo.sharded_denoiser(network, Condition(static, nothing, i["position"][None], p["periodic"]), parts, memory)
 
 
 def _denoise(i: Tensors, p: Params) -> Tensors:
     count = len(i["x"])
     network, world = _network(i, p, count)
-    parts, mine = tile.ShardedTiles(_tiling(p), world, p["together"]), world.share(count)
-    whole = tile.on_whole(_denoiser(network, i, p, parts, mine), parts)
+    parts, mine = halo.ShardedTiles(_tiling(p), world, p["together"]), world.share(count)
+    whole = halo.on_whole(_denoiser(network, i, p, parts, mine), parts)
     own = whole(_own(i["x"], mine), _own(i["sigma"], mine))
     return {"denoised": ensemble.gather_members(own, count, world)}
 
 
 class _Step(nn.Module):
-    """What one training step computes, as a module: FSDP gathers weights around its forward."""
+    """The loss of one training step as a module, since FSDP gathers weights around its forward pass."""
 
-    def __init__(self, network: Storm, parts: tile.ShardedTiles, p: Params) -> None:
+    def __init__(self, network: Storm, parts: halo.ShardedTiles, p: Params) -> None:
         super().__init__()
         self.network, self.parts, self.p = network, parts, p
 
@@ -155,25 +145,25 @@ class _Step(nn.Module):
 def _gradients(i: Tensors, p: Params) -> Tensors:
     count = len(i["clean"])
     network, world = _network(i, p, count)
-    step = _Step(network, tile.ShardedTiles(_tiling(p), world, p["together"]), p)
+    step = _Step(network, halo.ShardedTiles(_tiling(p), world, p["together"]), p)
     shard.shard_weights(step, network, world)
     loss = step(i, world.share(count))
     loss.backward()
     shard.sum_tile_gradients(network, world)
     norm = shard.clip_gradients(network, p["clip"], world)
-    slopes = {name: weight.grad for name, weight in network.named_parameters()}
-    whole = {f"gradients.{n}": shard.gather_whole(n, g, world) for n, g in slopes.items() if g is not None}
+    gradients = {name: weight.grad for name, weight in network.named_parameters()}
+    whole = {f"gradients.{n}": shard.gather_whole(n, g, world) for n, g in gradients.items() if g is not None}
     return {"loss": torch.tensor(shard.whole_loss(loss, world), dtype=torch.float64), "norm": norm} | whole
 
 
 def _ensemble(i: Tensors, p: Params) -> Tensors:
     count = _members(i, p)
     network, world = _network(i, p, count)
-    parts = tile.ShardedTiles(_tiling(p), world, p["together"])
+    parts = halo.ShardedTiles(_tiling(p), world, p["together"])
     sampler = assimilation.Sampler(i["sigmas"], edm.Churn(**p["churn"]))
 
     def draw(mine: range) -> Tensor:
-        denoise = tile.on_whole(_denoiser(network, i, p, parts, mine), parts)
+        denoise = halo.on_whole(_denoiser(network, i, p, parts, mine), parts)
         noise = _noise(i, p, sampler, mine)
         return assimilation.draw_members(denoise, noise, sampler, *_guidance(i, p))
 
@@ -185,7 +175,7 @@ def _members(i: Tensors, p: Params) -> int:
 
 
 def _noise(i: Tensors, p: Params, sampler: assimilation.Sampler, mine: range) -> Tensor:
-    """The noise of these members: their rows of what is given, else drawn by their numbers."""
+    """The noise of these members, taken from the inputs where it is given there, else drawn by their numbers."""
     if "latents" in i:
         draws = [i["latents"][None], *([i["noises"]] if "noises" in i else [])]
         return torch.cat([part[:, mine.start : mine.stop] for part in draws])
@@ -212,29 +202,32 @@ RANKS: dict[str, Callable[[Tensors, Params], Tensors]] = {
 
 
 def _in_rank(op: str, i: Tensors, p: Params) -> tuple[str, Any]:
-    """What a rank sends back: its arrays, or why it refuses. bfloat16 has no NumPy type and travels as float32."""
+    """The answer of a rank: its arrays, or the reason why it refuses.
+
+    NumPy has no bfloat16, so that these arrays are sent as float32.
+    """
     try:
         with torch.set_grad_enabled(op == "parallel_gradients"):
-            found = RANKS[op](i, p)
+            result = RANKS[op](i, p)
     except ValueError as error:
         return "refused", str(error)
-    arrays = {name: value.detach().cpu() for name, value in found.items()}
+    arrays = {name: value.detach().cpu() for name, value in result.items()}
     return "values", {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in arrays.items()}
 
 
-# Pools of ranks, kept warm: one for each number of ranks, and others for wrong ports, whose ranks inherit their faults.
+# Pools of ranks, one for each number of ranks, and others for wrong ports, whose ranks inherit their faults by fork.
 
 SLOW = ("torch.distributed.fsdp", "torch._dynamo")  # modules that FSDP loads at its first step
-DEADLINE = 50.0
-SHORT = 20.0  # of a wrong port, which may hang
+DEADLINE = 600.0  # seconds for one operation, which only a rank that hangs exceeds
+SHORT = 60.0  # the same for a wrong port, which may hang
 _warm: dict[int, Pool] = {}
 _forked: dict[int, Pool] = {}
-_heir: list[object] = [None, None]  # who is served now, and who the forked pools are of
+_heir: list[object] = [None, None]  # the owner that is served now, and the one of the forked pools
 
 
 @contextmanager
 def inherited(owner: object) -> Iterator[None]:
-    """While open, ranks are forked from this process with whatever is patched in it, and kept until another comes."""
+    """Within this context, ranks are forked from this process with its patches, and kept until another owner comes."""
     before, _heir[0] = _heir[0], owner
     try:
         yield
@@ -257,7 +250,7 @@ def _pool(ranks: int) -> Pool:
 
 
 def _preload() -> None:
-    """What ranks need is imported once, by the server that they are forked from."""
+    """Have the server from which ranks are forked import what they need."""
     from multiprocessing import forkserver
 
     multiprocessing.set_forkserver_preload([*SLOW, __name__])
@@ -272,14 +265,14 @@ def _close(pools: dict[int, Pool]) -> None:
 
 @atexit.register
 def closed() -> None:
-    """End all ranks; the next call starts new ones."""
+    """End the ranks of all pools; the next call starts new ones."""
     _close(_warm)
     _close(_forked)
     _heir[1] = None
 
 
 def over_ranks(op: str, i: Tensors, p: Params) -> Tensors:
-    """One operation by the ranks of its mesh. Raises ValueError when all refuse, else RuntimeError."""
+    """One operation by the ranks of its mesh. Raises ValueError when all refuse, RuntimeError when some do."""
     shape = Mesh(**p["mesh"])
     deadline = DEADLINE if _heir[0] is None else SHORT
     answers = _pool(shape.size).run(_in_rank, op, dict(i), dict(p), deadline=deadline)
@@ -300,34 +293,33 @@ def over_ranks(op: str, i: Tensors, p: Params) -> Tensors:
 
 
 def _serial_gather(i: Tensors, p: Params) -> Tensors:
-    """Every rank's extents, cut from the whole state."""
+    """The extents of every rank, cut from the whole state."""
     shape, cut, x = Mesh(**p["mesh"]), _tiling(p), i["x"]
-    found = [x[..., each.rows[:, None], each.cols].flatten(-2) for each in tiling.tiles(cut)]
+    every = [x[..., each.rows[:, None], each.cols].flatten(-2) for each in tiling.tiles(cut)]
     extents = {}
     for rank in range(shape.size):
         place = shape.coordinates(rank)
         mine = mesh.share(len(x), shape.data, place["ddp"] * shape.fsdp + place["fsdp"])
-        own = [found[n][mine.start : mine.stop] for n in mesh.share(len(found), shape.tile, place["tile"])]
+        own = [every[n][mine.start : mine.stop] for n in mesh.share(len(every), shape.tile, place["tile"])]
         extents[f"rank.{rank}.extents"] = torch.cat(own, -1)
     return extents
 
 
 def _serial_blend(i: Tensors, p: Params) -> Tensors:
-    """The tiles' values through `tiling.blend_tiles`."""
+    """The given values of the tiles, blended by `tiling.blend_tiles`."""
     cut = _tiling(p)
-    found = tiling.tiles(cut)
-    values = torch.split(i["values"], [each.weight.numel() for each in found], -1)
-    known = [(each.rows.tolist(), each.cols.tolist(), each.weight) for each in found]
+    every = tiling.tiles(cut)
+    values = torch.split(i["values"], [each.weight.numel() for each in every], -1)
 
     def number(one: tiling.Tile) -> int:
-        rows, cols = one.rows.tolist(), one.cols.tolist()
-        return next(n for n, k in enumerate(known) if k[:2] == (rows, cols) and torch.equal(k[2], one.weight))
+        same = [n for n, each in enumerate(every) if each.place == one.place]
+        return next(n for n in same if torch.equal(every[n].weight, one.weight))
 
-    def local(z: Tensor, sigma: Tensor, batch: Sequence[tiling.Tile]) -> Tensor:
+    def values_of_batch(z: Tensor, sigma: Tensor, batch: Sequence[tiling.Tile]) -> Tensor:
         return torch.cat([_as_tile(values[number(one)], one) for one in batch])
 
     state = i["values"].new_zeros(*i["values"].shape[:2], cut.y.length, cut.x.length)
-    return {"blended": tiling.blend_tiles(local, cut)(state, state.new_ones(len(state)))}
+    return {"blended": tiling.blend_tiles(values_of_batch, cut)(state, state.new_ones(len(state)))}
 
 
 def _serial_denoise(i: Tensors, p: Params) -> Tensors:
@@ -339,10 +331,10 @@ def _serial_gradients(i: Tensors, p: Params) -> Tensors:
     denoise = tiling.tiled_denoiser(network, reference._condition(network, i, p), _tiling(p), p["together"])
     names, weights = zip(*network.named_parameters(), strict=True)
     loss = edm.edm_loss(denoise, i["clean"], i["noise"], i["sigma"], network.config.sigma_data, i.get("valid"))
-    slopes = torch.autograd.grad(loss, weights)
-    norm = torch.stack([slope.double().square().sum() for slope in slopes]).sum().sqrt()
+    gradients = torch.autograd.grad(loss, weights)
+    norm = torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt()
     factor = (p["clip"] / (norm + 1e-6)).clamp(max=1.0)
-    clipped = {f"gradients.{n}": slope * factor.to(slope) for n, slope in zip(names, slopes, strict=True)}
+    clipped = {f"gradients.{n}": g * factor.to(g) for n, g in zip(names, gradients, strict=True)}
     return {"loss": loss, "norm": norm} | clipped
 
 
@@ -363,16 +355,16 @@ SERIAL: dict[str, Callable[[Tensors, Params], Tensors]] = {
 
 
 class Launched:
-    """One rank of a world that a launcher has started, as a port: returns what this rank has, by plain names."""
+    """One rank of a world that a launcher has started, as a port; it returns the arrays of this rank by plain names."""
 
     def describe(self) -> Info:
-        """The reference's operations of many ranks."""
+        """The operations of the reference on many ranks."""
         return replace(reference.Reference().describe(), ops=frozenset(RANKS), profiles=("parallel",))
 
     def run(
         self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Sequence[str]
     ) -> Mapping[str, Array]:
-        """One operation, together with the other ranks."""
+        """Run one operation together with the other ranks."""
         if op not in RANKS:
             raise Unsupported(op)
         if not dist.is_initialized():

@@ -138,6 +138,10 @@ def _cost(name: str, *pieces: str) -> Patch:
     return (cost, name, edit(*pieces))
 
 
+def _span(*pieces: str) -> Patch:
+    return (tiling, "spans", edit(*pieces))
+
+
 _ATTENTION_COUNT = "Cost(2 * batch * n * m * width, "
 
 COST = chapter(
@@ -158,19 +162,19 @@ COST = chapter(
      _cost("block", "2 * multi_head(batch, n, n, c.width)",
          "2 * multi_head(batch, n, n if c.window is None else min(n, (2 * c.window + 1) ** 2), c.width)")),
     ("halo_not_counted", "halos are not counted", "COST-2 TILE-10",
-     _cost("_spans", "start - axis.halo, stop + axis.halo", "start, stop")),
+     _span("start - axis.halo, stop + axis.halo", "start, stop")),
     ("halo_beyond_the_edge_counted", "tiles at a closed edge count with whole halos", "COST-2 TILE-3 TILE-10",
-     _cost("_spans", "if axis.periodic:", "if True:")),
+     _span("if axis.periodic:", "if True:")),
     ("halo_clipped_at_date_line", "tiles at the date line count with clipped halos", "COST-2 TILE-3 TILE-10",
-     _cost("_spans", "if axis.periodic:", "if False:")),
+     _span("if axis.periodic:", "if False:")),
     ("last_tile_as_whole", "a shorter last core counts as a whole one", "COST-2 TILE-2",
-     _cost("_spans", "for start, stop in cores(axis))",
+     _span("for start, stop in cores(axis))",
          "for start, stop in [(a, a + axis.core) for a, _ in cores(axis)])", "min(stop, axis.length)",
          "min(stop, -(-axis.length // axis.core) * axis.core)")),
     ("one_tile_for_all", "all tiles count as one of their total size: cost is quadratic in the domain",
      "COST-2 TILE-10",
      _cost("tiled_evaluation", "parts = [",
-         "batches = [(sum(n * count * times for n, count, times in batches), 1, 1)]\n    parts = [")),
+         "counts = {(sum(n * count * times for (n, count), times in counts.items()), 1): 1}\n    parts = [")),
     ("frames_in_every_evaluation", "compressing the past is counted without its frames", "COST-3",
      (cost, "memory", lambda c, n, frames, chunk=None, batch=1: _memory(c, n, 1, None, batch))),
     ("memory_output_a_frame", "the memory's output projection counts once a frame", "COST-3",
@@ -186,5 +190,5 @@ COST = chapter(
     ("no_frame_costs", "no frame at all has a cost", "MEM-7 COST-3 CONV-10",
      _cost("memory", "chunk = frames if", "frames = max(frames, 1)\n    chunk = frames if")),
     ("cost_patch_unchecked", "tiles may be cut in other patches than the network's", "TILE-1 CONV-10",
-     _cost("_batches", "if (tiling.y.patch, tiling.x.patch) != c.patch:", "if False:")),
+     _cost("tile_batches", "if (tiling.y.patch, tiling.x.patch) != c.patch:", "if False:")),
 )  # fmt: skip

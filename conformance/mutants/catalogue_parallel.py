@@ -15,14 +15,13 @@ from conformance.mutants.mutant import Patch, chapter, edit
 from storm_ref.attention import MultiHead
 from storm_ref.denoiser import Storm
 from storm_ref.memory import MemoryState, TemporalMemory
-from storm_ref.parallel import ensemble, mesh, shard, tensor
-from storm_ref.parallel import halo as tile
+from storm_ref.parallel import ensemble, halo, mesh, shard, tensor
 from storm_ref.parallel.mesh import Mesh, World
 
 __all__ = ["PARALLEL"]
 
 _tensor_parallel, _cut, _shard_weights, _gather = (
-    tensor.tensor_parallel, tensor.cut, shard.shard_weights, tile.ShardedTiles.gather,
+    tensor.tensor_parallel, tensor.cut, shard.shard_weights, halo.ShardedTiles.gather,
 )  # fmt: skip
 
 
@@ -63,20 +62,18 @@ def _plain_memory(self: Any, state: MemoryState | None, tokens: Tensor) -> Memor
 # Tiles
 
 
-def _swapped(self: tile.Exchange, rows: Tensor) -> Tensor:
+def _swapped(self: halo.Exchange, rows: Tensor) -> Tensor:
     """What comes from the rank before is taken for what comes from the one behind."""
-    parts, ranks = (
-        list(torch.split(self._send(rows[self.asked], self.send, self.receive), self.receive)),
-        len(self.send),
-    )
+    received = self._exchange(rows[self.shard_rows], self.send_counts, self.receive_counts)
+    parts, ranks = list(torch.split(received, self.receive_counts)), len(self.send_counts)
     here = 0 if self.alone else dist.get_rank(self.group)
     before, behind = (here - 1) % ranks, (here + 1) % ranks
     if len(parts[before]) == len(parts[behind]):
         parts[before], parts[behind] = parts[behind], parts[before]
-    return torch.cat(parts)[self.back]
+    return torch.cat(parts)[self.as_wanted]
 
 
-def _not_wrapped(self: tile.ShardedTiles, x: Tensor) -> list[Tensor]:
+def _not_wrapped(self: halo.ShardedTiles, x: Tensor) -> list[Tensor]:
     """The first and the last rank of the circle are no neighbours: what crosses the date line stays zero."""
     found = _gather(self, x)
     for batch, extents in zip(self.batches, found, strict=True):
@@ -88,14 +85,15 @@ def _not_wrapped(self: tile.ShardedTiles, x: Tensor) -> list[Tensor]:
     return found
 
 
-def _halo_kept(self: tile.ShardedTiles, x: Tensor) -> list[Tensor]:
+def _halo_kept(self: halo.ShardedTiles, x: Tensor) -> list[Tensor]:
     """Halos are sent at the first evaluation and kept: later ones see their neighbours as they were."""
     found = _gather(self, x)
     kept = self.__dict__.setdefault("_kept", [extents.detach().clone() for extents in found])
     if [old.shape for old in kept] != [new.shape for new in found]:
         return found
     exchange, members = self.extents, x.shape[0]
-    own = torch.cat([torch.full((n,), rank == self.rank) for rank, n in enumerate(exchange.receive)])[exchange.back]
+    by_owner = [torch.full((n,), rank == self.rank) for rank, n in enumerate(exchange.receive_counts)]
+    own = torch.cat(by_owner)[exchange.as_wanted]
     mixed = []
     for batch, new, old in zip(self.batches, found, kept, strict=True):
         rows, cols = batch.tiles[0].weight.shape
@@ -104,17 +102,17 @@ def _halo_kept(self: tile.ShardedTiles, x: Tensor) -> list[Tensor]:
     return mixed
 
 
-def _own_rows(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+def _own_rows(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     """Gradients of halos do not go back to their owners."""
-    came = torch.split(tile._AllToAll.apply(slope, ctx.receive, ctx.send, ctx.group), ctx.send)  # type: ignore[no-untyped-call]
+    came = torch.split(halo._AllToAll.apply(gradient, ctx.receive, ctx.send, ctx.group), ctx.send)  # type: ignore[no-untyped-call]
     here = dist.get_rank(ctx.group)
     return torch.cat([p if rank == here else torch.zeros_like(p) for rank, p in enumerate(came)]), None, None, None
 
 
-def _own_points(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+def _own_points(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     """The gradient by the whole state has a rank's own points alone."""
-    parts = [slope.new_zeros(count, *slope.shape[1:]) for count in ctx.counts]
-    parts[ctx.rank] = slope
+    parts = [gradient.new_zeros(count, *gradient.shape[1:]) for count in ctx.counts]
+    parts[ctx.rank] = gradient
     return torch.cat(parts), None, None, None
 
 
@@ -153,7 +151,7 @@ PARALLEL = chapter(
      (World, "data_rank", property(_fsdp_first))),
     ("tile_rank_of_world", "a rank's tiles are those of its number in the world, not of its place on the tile axis",
      "PAR-2 PAR-8",
-     _edited(tile.ShardedTiles, "__init__",
+     _edited(halo.ShardedTiles, "__init__",
              'self.rank = world.coordinates["tile"]', "self.rank = world.rank % world.mesh.tile")),
     ("share_rounded_up", "shares are chunks of ceil(n / R): the last ranks get few, or nothing", "PAR-3",
      _edited(mesh, "share", _RANGE,
@@ -165,9 +163,9 @@ PARALLEL = chapter(
     ("idle_ranks_accepted", "fewer tiles than tile ranks, or fewer samples than data ranks, are accepted", "PAR-4",
      _edited(Mesh, "check", "tiles < self.tile", "tiles < 1", "samples < self.data", "samples < 1")),
     ("f_without_sum", "the gradient is not summed over tp ranks where their common input enters cut weights", "PAR-5",
-     _edited(tensor._Copy, "backward", "sum_over_ranks(slope, ctx.group)", "slope")),
+     _edited(tensor._Copy, "backward", "sum_over_ranks(gradient, ctx.group)", "gradient")),
     ("g_summed_twice", "the gradient of a sum over tp ranks is summed over them again", "PAR-5",
-     _edited(tensor._Sum, "backward", "copy_to_ranks(slope, ctx.group)", "sum_over_ranks(slope, ctx.group)")),
+     _edited(tensor._Sum, "backward", "copy_to_ranks(gradient, ctx.group)", "sum_over_ranks(gradient, ctx.group)")),
     ("context_without_f", "the gradient by the memory tokens is not summed over tp ranks", "PAR-5 PAR-6",
      (tensor._Heads, "forward", _other_context)),
     ("memory_without_f", "the gradient by the history tokens is not summed over tp ranks", "PAR-5 PAR-6",
@@ -180,20 +178,20 @@ PARALLEL = chapter(
     ("gates_of_first_rank", "every tp rank gates its heads as the first rank's", "PAR-7",
      (tensor, "cut", _first_gates)),
     ("halo_of_other_neighbour", "the halo of the rank before and of the one behind are exchanged", "PAR-9",
-     (tile.Exchange, "pull", _swapped)),
+     (halo.Exchange, "pull", _swapped)),
     ("halo_not_wrapped", "nothing is sent across the date line", "PAR-9 TILE-3",
-     (tile.ShardedTiles, "gather", _not_wrapped)),
+     (halo.ShardedTiles, "gather", _not_wrapped)),
     ("halo_order_not_undone", "rows from other ranks are put where they came from, by the permutation in place of its "
      "inverse", "PAR-9",
-     _edited(tile.Exchange, "__init__", "torch.argsort(order).to(world.device)", "order.to(world.device)")),
+     _edited(halo.Exchange, "__init__", "torch.argsort(order).to(world.device)", "order.to(world.device)")),
     ("halo_kept", "halos are those of the first evaluation", "PAR-9 TILE-7",
-     (tile.ShardedTiles, "gather", _halo_kept)),
+     (halo.ShardedTiles, "gather", _halo_kept)),
     ("halo_detached", "gradients of halos do not go back to their owners", "PAR-9",
-     (tile._AllToAll, "backward", staticmethod(_own_rows))),
+     (halo._AllToAll, "backward", staticmethod(_own_rows))),
     ("results_in_tile_order", "an owner takes what it is sent for rows of its points in order", "PAR-10",
-     _edited(tile.Exchange, "push", "rows[self.order]", "rows")),
+     _edited(halo.Exchange, "push", "rows[self.by_owner]", "rows")),
     ("gradient_of_own_points", "the gradient by the state is that of a rank's own points", "PAR-11",
-     (tile._Scatter, "backward", staticmethod(_own_points))),
+     (halo._Scatter, "backward", staticmethod(_own_points))),
     ("loss_mean_of_ranks", "the loss is the mean of the data ranks' means, whatever their numbers of valid points",
      "PAR-12",
      _edited(shard, "scaled_loss", _COUNT, 'world.sum(count, *(["tile"] if sharded else []))',
@@ -203,7 +201,7 @@ PARALLEL = chapter(
      _edited(shard, "scaled_loss", _COUNT, 'world.sum(count, "ddp", "fsdp")',
              _SCALE, "world.mesh.data / (count.to(own) * world.mesh.tile) * own")),
     ("tile_gradients_averaged", "gradients are averaged over tile ranks", "PAR-13",
-     _edited(shard, "sum_tile_gradients", "total.view_as(slope)", "total.view_as(slope) / world.mesh.tile")),
+     _edited(shard, "sum_tile_gradients", "total.view_as(gradient)", "total.view_as(gradient) / world.mesh.tile")),
     ("tile_gradients_not_summed", "each tile rank goes on with the gradient of its own tiles", "PAR-13",
      _edited(shard, "sum_tile_gradients", "world.mesh.tile == 1", "world.mesh.tile >= 1")),
     ("data_gradients_summed", "gradients are summed over data ranks", "PAR-13",

@@ -145,8 +145,13 @@ def _cropped(
 
 def _centred(whole: Condition, rows: Tensor, cols: Tensor, patch: tuple[int, int], right: Condition) -> Tensor:
     """Positions relative to the tile's own middle."""
-    middle: Tensor = right.position.mean((0, 1), keepdim=True)
+    middle: Tensor = right.position.mean((1, 2), keepdim=True)
     return right.position - middle
+
+
+def _first_positions(whole: Condition, rows: Tensor, cols: Tensor, patch: tuple[int, int], right: Condition) -> Tensor:
+    """Positions of the tile at the corner of the domain."""
+    return whole.position[:, : right.position.shape[1], : right.position.shape[2]]
 
 
 def _first_members(network: Storm, condition: Condition, made: Tiling, together: int = 16) -> Denoise:
@@ -283,14 +288,13 @@ TILING = chapter(
          "                out[..., tile.rows[:, None], tile.cols] = torch.where(seen, value, part)")),
     ("last_tile_left_out", "the last tile is left out", "TILE-6", (tiling, "tiles", _without_last)),
     ("tiles_see_earlier_results", "tiles see what tiles before them have written", "TILE-6 TILE-7",
-     _tiled("for batch in batches:", "for batch in batches:\n            x = torch.where(out != 0, out, x)")),
+     _tiled("for batch in parts:", "for batch in parts:\n            x = torch.where(out != 0, out, x)")),
     ("blended_once", "tiles are denoised on their own through all evaluations and blended at the end", "TILE-7 TILE-9",
      (adapter, "_tiled_denoise", _blended_at_the_end)),
     ("tile_local_indices", "a tile's conditions are read at places counted from its own corner", "TILE-6",
      (adapter, "_tiled_denoise", _field_of_first_tile)),
     ("tile_local_positions", "positions are counted from the tile's own corner", "TILE-6 TOK-6",
-     _cropped(
-         position=lambda whole, r, c, patch, right: whole.position[: len(right.position), : right.position.shape[1]])),
+     _cropped(position=_first_positions)),
     ("tile_centred_positions", "positions are relative to the tile's middle", "TILE-6 TOK-6",
      _cropped(position=_centred)),
     ("memory_of_first_tile", "all tiles are given the first tile's memory", "TILE-6",
@@ -307,7 +311,7 @@ TILING = chapter(
     ("sigma_stacked_wrongly", "noise levels are repeated member by member for states stacked tile by tile", "TILE-6",
      _tiled("sigma.repeat(len(batch))", "sigma.repeat_interleave(len(batch))")),
     ("position_of_first_tile_in_batch", "tiles evaluated together share the first one's positions", "TILE-6",
-     (Condition, "stack", edit('repeat("position", 0)', "parts[0].position.expand(len(parts) * batch, -1, -1, -1)"))),
+     (Condition, "stack", edit('repeat("position")', "parts[0].position.expand(len(parts) * batch, -1, -1, -1)"))),
     ("patch_multiple_unchecked", "cores and halos that are not whole patches are accepted", "TILE-1 CONV-10",
      _axis("__post_init__", "if getattr(self, name) % self.patch:", "if False:")),
     ("blend_beyond_halo_accepted", "a blend wider than the halo is accepted", "TILE-1 CONV-10",
@@ -328,6 +332,6 @@ TILING = chapter(
      _axis("__post_init__", "if not 1 <= self.core <= self.length:",
          "object.__setattr__(self, 'core', min(self.core, self.length))\n    if not 1 <= self.core:")),
     ("grid_unchecked", "a state of another grid than the tiling's is accepted and cut", "CONV-10 TILE-6",
-     _tiled("if x.shape[-2:] != (tiling.y.length, tiling.x.length):",
+     _tiled("if x.shape[-2:] != tiling.grid:",
          "if x.shape[-2] < tiling.y.length or x.shape[-1] < tiling.x.length:")),
 )  # fmt: skip

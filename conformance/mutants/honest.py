@@ -258,7 +258,7 @@ def _one_sample(self: Storm, x: Tensor, sigma: Tensor, condition: Condition) -> 
 
     found = []
     for i in range(len(x)):
-        position = of(condition.position, i) if condition.position.ndim > 3 else condition.position
+        position = of(condition.position, i)
         own = replace(condition, static=of(condition.static, i), memory=of(condition.memory, i), position=position)
         found.append(_forward(self, x[i : i + 1], sigma[i : i + 1], own))
     return torch.cat(found)

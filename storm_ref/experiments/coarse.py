@@ -34,7 +34,7 @@ from storm_ref.config import StormConfig
 from storm_ref.cost import Cost
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise
-from storm_ref.tiling import Tile, Tiling, blend_tiles, tiles
+from storm_ref.tiling import Tile, Tiling, blend_tiles, once_per_batch, tiles
 from storm_ref.workbench.prior.covariance import Covariance, precondition
 
 __all__ = ["attend", "block_step", "blocks", "coarse_denoiser", "coarse_evaluation", "coarse_pass", "outside", "pool"]
@@ -171,27 +171,24 @@ def coarse_denoiser(
     if network.config.window is not None:
         raise ValueError("windowed attention sees nothing beyond its window: a coarse level needs window = None")
     dtype, patch = network.final.weight.dtype, network.config.patch
-    rows, cols = condition.position.shape[:2]
+    rows, cols = condition.position.shape[1:3]
     block = blocks(rows, cols, shape)
-    kept: dict[tuple[int, ...], tuple[Condition, Tensor]] = {}
 
     def prepare(batch: Sequence[Tile], members: int) -> tuple[Condition, Tensor]:
-        told = Condition.stack([condition.crop(t.rows, t.cols, patch) for t in batch], members)
+        cropped = Condition.stack([condition.crop(t.rows, t.cols, patch) for t in batch], members)
         seen = torch.stack([_tokens(t, patch, cols) for t in batch])
         counts = torch.cat([torch.ones_like(seen), outside(seen, block)], 1)
-        return told, counts.repeat_interleave(members, 0)
+        return cropped, counts.repeat_interleave(members, 0)
+
+    prepared = once_per_batch(prepare)
 
     def evaluate(z: Tensor, sigma: Tensor) -> Tensor:
         sources, members = coarse_pass(network, z, sigma, condition, block), len(z)
 
-        def local(part: Tensor, s: Tensor, batch: Sequence[Tile]) -> Tensor:
-            # The operator is made anew at every evaluation, so that a batch is known by what it sees, not by its id.
-            key = (members, *(int(i) for t in batch for i in (t.rows[0], t.rows[-1], t.cols[0], t.cols[-1])))
-            if key not in kept:
-                kept[key] = prepare(batch, members)
-            return _tile_pass(network, part, s, *kept[key], sources)
+        def evaluate_batch(part: Tensor, s: Tensor, batch: Sequence[Tile]) -> Tensor:
+            return _tile_pass(network, part, s, *prepared(batch, members), sources)
 
-        return blend_tiles(local, tiling, tiles_per_batch)(z, sigma)
+        return blend_tiles(evaluate_batch, tiling, tiles_per_batch)(z, sigma)
 
     return lambda x, sigma: precondition(evaluate, x, sigma, covariance, dtype)
 

@@ -18,7 +18,7 @@ Where a model has a covariance, its Gaussian part G is never tiled: what is meas
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -35,7 +35,7 @@ from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm, randomise
 from storm_ref.edm import Denoise, sample, schedule
 from storm_ref.experiments.coarse import coarse_denoiser, coarse_evaluation
-from storm_ref.tiling import Tile, Tiling, blend_tiles, overhead, seam_bound
+from storm_ref.tiling import Tile, Tiling, blend_tiles, overhead, seam_bound, tile_conditions
 from storm_ref.tokenisation import sphere_position
 from storm_ref.workbench.io.data import Fields, history, read, targets
 from storm_ref.workbench.prior import covariance as covariances
@@ -127,7 +127,7 @@ def generic(
     static, past, known = fields[:, 0, :1], fields[:, 1:4], fields[:, 4:, :1]
     age = torch.tensor([6.0, 12.0, 18.0], dtype=torch.float64).expand(count, -1)
     memory = network.compress(past.to(dtype), known.to(dtype), age, position)
-    told = Condition(static.to(dtype), memory, position, periodic=True)
+    told = Condition(static.to(dtype), memory, position[None], periodic=True)
     states = _smooth((count, 2, *grid), generator)
     return Subject("generic", network, told, covariances.white((2, *grid)), core, states, latitude)
 
@@ -156,7 +156,7 @@ def trained(
     age = torch.from_numpy(np.stack([a for _, a in found]))
     with torch.no_grad():
         memory = model.network.compress(shown, static, age, model.position)
-    told = Condition(model.forcing(when), memory, model.position, model.periodic)
+    told = Condition(model.forcing(when), memory, model.position[None], model.periodic)
     now = values[np.searchsorted(fields.time, when)].double()
     states = (now - model.climate.background(past, when)) / model.climate.departure_std[:, None, None]
     core = core or default_core(model)
@@ -253,24 +253,22 @@ def error_by_halo(
     return records
 
 
-def _local(subject: Subject, batch: Sequence[Tile], members: int) -> Condition:
-    patch = subject.network.config.patch
-    return Condition.stack([subject.condition.crop(t.rows, t.cols, patch) for t in batch], members)
-
-
 def _several(subject: Subject, cut: Sequence[Tiling], x: Tensor, sigma: Tensor) -> list[Tensor]:
     """T[D](x) of tilings that differ in their blend alone, for the price of one: the tiles' outputs are the same."""
-    kept: dict[tuple[int, ...], Tensor] = {}
+    condition_of = tile_conditions(subject.condition, subject.network.config.patch)
+    outputs: dict[Hashable, Tensor] = {}  # of the network, by the places of a batch's tiles
 
-    def local(z: Tensor, s: Tensor, batch: Sequence[Tile]) -> Tensor:
-        key = tuple(int(i) for t in batch for i in (t.rows[0], t.rows[-1], t.cols[0], t.cols[-1]))
-        if key not in kept:
-            kept[key] = subject.network(z, s, _local(subject, batch, len(x)))
-        return kept[key]
+    def evaluate_batch(z: Tensor, s: Tensor, batch: Sequence[Tile]) -> Tensor:
+        places = tuple(tile.place for tile in batch)
+        if places not in outputs:
+            outputs[places] = subject.network(z, s, condition_of(batch, len(x)))
+        return outputs[places]
 
     dtype = subject.network.final.weight.dtype
     with torch.no_grad():
-        return [covariances.precondition(blend_tiles(local, t), x, sigma, subject.covariance, dtype) for t in cut]
+        return [
+            covariances.precondition(blend_tiles(evaluate_batch, t), x, sigma, subject.covariance, dtype) for t in cut
+        ]
 
 
 def skill(
@@ -321,9 +319,10 @@ def once(
     Where the model has a covariance each tile has that of its own points; c_in and c_out stay those of the domain.
     """
     dtype, network = subject.network.final.weight.dtype, subject.network
+    condition_of = tile_conditions(subject.condition, network.config.patch)
 
-    def local(z: Tensor, _: Tensor, batch: Sequence[Tile]) -> Tensor:
-        told = _local(subject, batch, len(latents))
+    def sample_batch(z: Tensor, _: Tensor, batch: Sequence[Tile]) -> Tensor:
+        cropped = condition_of(batch, len(latents))
         parts = [_restrict(subject.covariance, t) for t in batch]
 
         def denoise(x: Tensor, s: Tensor) -> Tensor:
@@ -331,13 +330,13 @@ def once(
             c_in = (s2 + subject.covariance.mean(lambda v: v)) ** -0.5
             pairs = zip(parts, torch.split(x, len(latents)), strict=True)
             skip = torch.cat([part.apply(y, lambda v: v / (v + s2)) for part, y in pairs])
-            raw: Tensor = network((c_in * x).to(dtype), s, told)
+            raw: Tensor = network((c_in * x).to(dtype), s, cropped)
             return skip + scale * raw.double()
 
         return sample(denoise, z, sigmas)
 
     with torch.no_grad():
-        return blend_tiles(local, tiling)(latents.double(), torch.ones(len(latents), dtype=torch.float64))
+        return blend_tiles(sample_batch, tiling)(latents.double(), torch.ones(len(latents), dtype=torch.float64))
 
 
 def _restrict(whole: Covariance, tile: Tile) -> Covariance:
@@ -507,15 +506,16 @@ def _bound(subject: Subject, tiling: Tiling, x: Tensor, sigma: Tensor) -> Record
     """Along x, of F: the largest step of the blend, and the bound from the tiles' own steps and disagreement."""
     hard = replace(tiling, y=replace(tiling.y, blend=0))
     outputs: list[tuple[Tile, Tensor]] = []
+    condition_of = tile_conditions(subject.condition, subject.network.config.patch)
 
-    def local(z: Tensor, s: Tensor, batch: Sequence[Tile]) -> Tensor:
-        result: Tensor = subject.network(z, s, _local(subject, batch, len(x)))
+    def evaluate_batch(z: Tensor, s: Tensor, batch: Sequence[Tile]) -> Tensor:
+        result: Tensor = subject.network(z, s, condition_of(batch, len(x)))
         outputs.extend(zip(batch, torch.split(result, len(x)), strict=True))
         return result
 
     c_in = (float(sigma[0]) ** 2 + subject.covariance.mean(lambda v: v)) ** -0.5
     with torch.no_grad():
-        whole = blend_tiles(local, hard)((c_in * x).to(subject.network.final.weight.dtype), sigma)
+        whole = blend_tiles(evaluate_batch, hard)((c_in * x).to(subject.network.final.weight.dtype), sigma)
     low, high = torch.full_like(whole, math.inf), torch.full_like(whole, -math.inf)
     slope, jump = 0.0, 0.0
     for row in {int(t.rows[0]) for t, _ in outputs}:  # rows of tiles meet along x alone

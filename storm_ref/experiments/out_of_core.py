@@ -14,7 +14,8 @@ What is promised:
   in the same order. (In memory a tile that is not finite spoils its whole extent; here only where it has weight.)
   `compress` equals `Storm.compress` to rounding.
 * Memory holds the tiles in flight and nine files of batches, or one block and `chunk` frames of it; besides only axes:
-  coordinates, weights and cuts, O(H + W) numbers. On disk the batches take about the size of the state.
+  coordinates, weights and cuts, O(H + W) numbers, and one index per tile. On disk the batches take about the size of
+  the state.
 * A run that was interrupted, or killed, goes on when called again with the same arguments, to the same bits: a batch is
   done when its file is there, a row of cores or a block when its checksum is. A damaged file is made again, and parts
   of `out` that no longer hold what was written are written again. Resumed with other arguments it is refused, as far as
@@ -30,12 +31,10 @@ import json
 import math
 import shutil
 import zlib
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise, product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -49,7 +48,7 @@ from torch import Tensor
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import precondition
 from storm_ref.memory import MemoryState
-from storm_ref.tiling import Axis, Tiling, cores, extents, weights
+from storm_ref.tiling import Axis, Tiling, batches, cores, extents, shapes, weights
 from storm_ref.tokenisation import age_features, sphere_position
 from storm_ref.workbench.io.atomic import replacing
 
@@ -199,11 +198,6 @@ class _Line:
         parts = zip(cores(axis), extents(axis), weights(axis), strict=True)
         self.cuts = [_cut(core, extent, weight, axis) for core, extent, weight in parts]
         self.meets = [list(self._meet(i)) for i in range(len(self.cuts))]
-        self.alike: dict[int, list[int]] = defaultdict(list)  # tiles by the length of their extents
-        self.rank: list[int] = []  # of each tile among those
-        for i, cut in enumerate(self.cuts):
-            self.rank.append(len(self.alike[cut.length]))
-            self.alike[cut.length].append(i)
 
     def _meet(self, i: int) -> Iterator[tuple[int, slice, slice]]:
         """Only neighbours meet a core: a blend is at most half a core, and at most the last core, [TILE-1]."""
@@ -228,28 +222,27 @@ def _cut(core: tuple[int, int], extent: Tensor, weight: Tensor, axis: Axis) -> _
 
 
 class _Plan:
-    """The batches of `tiling.blend_tiles` in its order: tiles of one shape at a time, shapes as they first appear."""
+    """The batches of `tiling.blend_tiles`, in its order."""
 
     def __init__(self, tiling: Tiling, tiles_per_batch: int) -> None:
-        self.tiles_per_batch, self.y, self.x = tiles_per_batch, _Line(tiling.y), _Line(tiling.x)
-        self._shapes = list(product(self.y.alike, self.x.alike))  # each in order of appearance, so these are too
-        sizes = [len(self.y.alike[h]) * len(self.x.alike[w]) for h, w in self._shapes]
-        *self._starts, self.count = accumulate((math.ceil(size / tiles_per_batch) for size in sizes), initial=0)
-        self._start = dict(zip(self._shapes, self._starts, strict=True))  # the first batch of each shape
+        self.y = _Line(tiling.y)
+        self.x = _Line(tiling.x)
+        self._batches = batches(shapes(tiling), tiles_per_batch)
+        self._places = {tile: (n, place) for n, batch in enumerate(self._batches) for place, tile in enumerate(batch)}
+
+    @property
+    def count(self) -> int:
+        """The number of batches."""
+        return len(self._batches)
 
     def batch(self, n: int) -> list[tuple[_Cut, _Cut]]:
         """The tiles of batch n."""
-        shape = self._shapes[bisect_right(self._starts, n) - 1]
-        ys, xs = self.y.alike[shape[0]], self.x.alike[shape[1]]
-        begin = (n - self._start[shape]) * self.tiles_per_batch
-        places = range(begin, min(begin + self.tiles_per_batch, len(ys) * len(xs)))
-        return [(self.y.cuts[ys[k // len(xs)]], self.x.cuts[xs[k % len(xs)]]) for k in places]
+        across = len(self.x.cuts)
+        return [(self.y.cuts[tile // across], self.x.cuts[tile % across]) for tile in self._batches[n]]
 
     def find(self, i: int, j: int) -> tuple[int, int]:
-        """The batch of tile (i, j), and its place there."""
-        shape = (self.y.cuts[i].length, self.x.cuts[j].length)
-        index = self.y.rank[i] * len(self.x.alike[shape[1]]) + self.x.rank[j]
-        return self._start[shape] + index // self.tiles_per_batch, index % self.tiles_per_batch
+        """The batch of tile (i, j), and its place in that batch."""
+        return self._places[i * len(self.x.cuts) + j]
 
 
 @dataclass(frozen=True)
@@ -284,7 +277,7 @@ class _Run:
         return Condition(
             _read(domain.static, y.runs, x.runs)[None].to(device),
             _read(domain.memory, rows, cols, lead=True)[None].to(device),
-            self.places(rows, cols).to(device),
+            self.places(rows, cols)[None].to(device),
             domain.periodic and x.length == domain.longitude.shape[0],
         )
 

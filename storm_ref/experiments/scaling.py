@@ -6,7 +6,7 @@ One step is fixed, B samples of one domain, and the number P of accelerators gro
     compute    c = (1 + s sqrt(2 ln P)) sum over batches of tiles of max(products / rate, bytes / bandwidth, issue)
     products   [COST-2] and [COST-3], the part that tp shares out divided by its size; backwards twice as much again
     exposed    w - min(share w, c), w = w_ddp + w_fsdp: what compute can hide is hidden
-    wire       messages of `cost`, M of them with n bytes in all over q ranks, bandwidth b, latency a:
+    wire       messages of `parallel.traffic`, M of them with n bytes in all over q ranks, bandwidth b, latency a:
                all-reduce      2 (q - 1)/q n / b + 2 ceil(log2 q) a M     (ring for bytes, trees for latency)
                all-gather      (q - 1) n / b     +   ceil(log2 q) a M     (n: the rank's own part)
                reduce-scatter  (q - 1)/q n / b   +   ceil(log2 q) a M
@@ -24,7 +24,6 @@ import argparse
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -42,9 +41,11 @@ from rich.table import Table
 
 from storm_ref import cost
 from storm_ref.config import StormConfig, storm_10b, storm_10m
-from storm_ref.cost import Cost, Ledger, Traffic
+from storm_ref.cost import Cost
+from storm_ref.parallel import traffic as messages
 from storm_ref.parallel.mesh import AXES, Mesh, share
-from storm_ref.tiling import Tiling, cores, extents
+from storm_ref.parallel.traffic import Ledger, Traffic
+from storm_ref.tiling import Tiling, cores
 from storm_ref.workbench.io.atomic import replacing
 from storm_ref.workbench.io.figures import COLOURS, MARKERS, TRUTH, save
 from storm_ref.workbench.io.progress import plain_console
@@ -182,34 +183,35 @@ def _pair(c: Cost) -> tuple[int, int]:
 def _parts(work: Workload, samples: int, ranks: int, tp: int) -> tuple[_Part, ...]:
     """The different ones among the tile ranks, each with `samples` samples."""
     c, patch, mesh = work.config, work.config.patch, Mesh(tp=tp)
-    seen = [len(i) * len(j) // math.prod(patch) for i in extents(work.tiling.y) for j in extents(work.tiling.x)]
     own = [(b - a) * (f - e) // math.prod(patch) for a, b in cores(work.tiling.y) for e, f in cores(work.tiling.x)]
     runs = [share(work.count, ranks, rank) for rank in range(ranks)]
-    kinds = {(tuple(sorted(Counter(seen[i] for i in run).items())), sum(own[i] for i in run)) for run in runs}
+    kinds = set()
+    for run in runs:
+        sizes = sorted(cost.tile_batches(c, work.tiling, work.tiles, run), key=lambda size: size[0])
+        kinds.add((tuple(sizes), sum(own[i] for i in run)))
     parts = []
-    for shapes, tokens in sorted(kinds):
-        sizes = [(n, min(work.tiles, m - k)) for n, m in shapes for k in range(0, m, work.tiles)]
+    for batch_sizes, tokens in sorted(kinds):
         batches, ledgers = [], []
-        for n, tiles in sizes:
+        for n, tiles in batch_sizes:
             b = samples * tiles
             block = 2 * cost.multi_head(b, n, n, c.width) + cost.mlp(b * n, c.width, c.mlp_ratio)
             batches.append(_divided(cost.evaluation(c, n, b, b), c.depth * block, tp))
-            ledgers.append(cost.tensor_traffic(c, n, b, work.itemsize, mesh, 4 if work.training else 0))
+            ledgers.append(messages.tensor_traffic(c, n, b, work.itemsize, mesh, 4 if work.training else 0))
         memory = Cost()
         if work.training:
             rows = samples * tokens
             heads = 2 * cost.linear(work.frames * rows, c.width, c.width) + cost.linear(rows, c.width, c.width)
             memory = _divided(cost.memory(c, tokens, work.frames, work.chunk, samples), heads, tp)
             ledgers.append(
-                cost.memory_traffic(c, tokens, work.frames, work.chunk, samples, work.itemsize, mesh, backward=True)
+                messages.memory_traffic(c, tokens, work.frames, work.chunk, samples, work.itemsize, mesh, backward=True)
             )
-        parts.append(_Part(tuple(batches), memory, cost.added(*ledgers)))
+        parts.append(_Part(tuple(batches), memory, messages.added(*ledgers)))
     return tuple(parts)
 
 
 @cache
 def _exchange(tiling: Tiling, ranks: int, training: bool) -> tuple[Traffic, int]:
-    """As cost.exchange_traffic for one byte a row, of the tile rank with most; and most memory tokens of a rank.
+    """As messages.exchange_traffic for one byte a row, of the tile rank with most; and most memory tokens of a rank.
 
     Tokens are gathered as points are, p_y p_x of them in one. Here since the tables are the same for all ranks.
     """
@@ -219,7 +221,8 @@ def _exchange(tiling: Tiling, ranks: int, training: bool) -> tuple[Traffic, int]
         back = [sum(column) - column[r] for r, column in enumerate(zip(*table, strict=True))]
         return [a + b for a, b in zip(out, back, strict=True)] if training else out
 
-    gathered, blended = sent(cost.exchanged(tiling, ranks)), sent(cost.exchanged(tiling, ranks, blend=True))
+    gathered = sent(messages.exchanged_rows(tiling, ranks))
+    blended = sent(messages.exchanged_rows(tiling, ranks, blend=True))
     most = max(a + b for a, b in zip(gathered, blended, strict=True))
     return Traffic(4 if training else 2, most), max(gathered) // (tiling.y.patch * tiling.x.patch)
 
@@ -231,15 +234,15 @@ def _messages(work: Workload, mesh: Mesh, calls: int) -> Ledger:
     rows, tokens = _exchange(work.tiling, mesh.tile, work.training) if mesh.tile > 1 else (Traffic(), 0)
     states = Traffic(rows.messages, samples * c.channels * work.wide * rows.bytes)
     found: list[Ledger] = [{("tile", "all-to-all"): states}]
-    weights = cost.weight_traffic(c, mesh, work.itemsize, calls, work.training)
+    weights = messages.weight_traffic(c, mesh, work.itemsize, calls, work.training)
     found.append({key: traffic for key, traffic in weights.items() if key[1] == "all-gather"})
     if work.training:
         memory = Traffic(2 if mesh.tile > 1 else 0, samples * c.width * work.itemsize * tokens)  # there and back
-        gradients = cost.weight_traffic(c, mesh, work.wide, calls, backward=True)
+        gradients = messages.weight_traffic(c, mesh, work.wide, calls, backward=True)
         found.append({("tile", "all-to-all"): memory})
         found.append({key: traffic for key, traffic in gradients.items() if key[1] != "all-gather"})
-        found.append(cost.gradient_traffic(c, mesh, work.wide))
-    return cost.added(*found)
+        found.append(messages.gradient_traffic(c, mesh, work.wide))
+    return messages.added(*found)
 
 
 def _seconds(machine: Machine, once: Cost, work: Workload, issue: float = 0.0) -> float:
@@ -273,8 +276,8 @@ def step(machine: Machine, work: Workload, mesh: Mesh) -> Step:
 def held(work: Workload, mesh: Mesh) -> int:
     """Bytes of a rank's weights; in training `wide` ones with their gradients and two moments."""
     c = work.config
-    numbers = c.depth * cost.part(cost.block_shapes(c, mesh.tp), mesh.fsdp)
-    numbers += cost.part(cost.root_shapes(c, mesh.tp), mesh.fsdp)
+    numbers = c.depth * messages.padded_numbers(messages.block_shapes(c, mesh.tp), mesh.fsdp)
+    numbers += messages.padded_numbers(messages.root_shapes(c, mesh.tp), mesh.fsdp)
     return numbers * (4 * work.wide if work.training else work.itemsize)
 
 

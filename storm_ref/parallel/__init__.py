@@ -1,1 +1,1 @@
-"""Chapter 9: the same numbers from many ranks. Nothing outside this package knows of ranks."""
+"""Chapter 9: many ranks compute the numbers of the serial run. The chapters before it know nothing of ranks."""

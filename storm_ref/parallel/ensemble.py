@@ -1,11 +1,11 @@
-"""Ensembles over ranks: each data rank draws some of the members, and all ranks end with the whole ensemble.
+"""Ensembles: members are partitioned over data ranks and gathered on all of them.
 
-[PAR-18] member m has the noise of (seed, analysis, m), [DA-3], whichever rank draws it: the ensemble is the same on any
-         mesh
-[PAR-19] ranks fail together: an error of one is raised on all, and names the rank and the members as the serial run
-         would
+[PAR-18] member m has the noise of (seed, analysis, m), [DA-3], on whichever rank it is drawn, so that the ensemble does
+         not depend on the mesh
+[PAR-19] ranks fail together: an error on one rank is raised on all, and names that rank, and members by the numbers
+         that they have in the serial run
 
-The paper: ensembles of thousands of members, one an accelerator (Table IV).
+The paper: ensembles of thousands of members, one per accelerator (Table IV).
 """
 
 from collections.abc import Callable
@@ -22,8 +22,9 @@ __all__ = ["draw_shared", "gather_members"]
 
 
 def gather_members(own: Float[Tensor, "m *s"], count: int, world: World) -> Float[Tensor, "n *s"]:
-    """All `count` members, in order, on every rank, from each data rank's own: one all-gather along fsdp, one along
-    ddp. All ranks call this together.
+    """All `count` members, in order and on every rank, from the members of each data rank.
+
+    This takes one all-gather along fsdp and one along ddp. All ranks call it together.
     """
     shares = [len(share(count, world.mesh.data, rank)) for rank in range(world.mesh.data)]
     most = max(shares)
@@ -38,12 +39,14 @@ def gather_members(own: Float[Tensor, "m *s"], count: int, world: World) -> Floa
 
 
 def draw_shared(draw: Callable[[range], Float[Tensor, "m *s"]], count: int, world: World) -> Float[Tensor, "n *s"]:
-    """`count` members, of which `draw` draws those that it is given by number, on every rank, [PAR-18].
+    """`count` members on every rank, [PAR-18]; `draw` draws the members whose numbers it is given.
 
-    Raises ValueError, on all ranks, for fewer members than data ranks and with whatever error one met, [PAR-19].
+    Raises ValueError, on all ranks, for fewer members than data ranks, and with the error that any rank raises,
+    [PAR-19].
     """
     world.mesh.check(samples=count)
-    own, error = None, None
+    own = None
+    error = None
     mine = world.share(count)
     try:
         own = draw(mine)

@@ -1,26 +1,24 @@
-"""Tile parallelism: each rank has some of the tiles; what their halos and seams need goes from rank to rank.
+"""Tile parallelism: tiles are partitioned over ranks, which exchange halos and seams.
 
-With R ranks of the tile axis, points in the order of their tiles' cores:
+With R ranks on the tile axis, and points in the order of their tiles' cores:
 
-[PAR-8]  rank r has a run of tiles, row-major, [PAR-3], and owns the points of their cores: of a state x [b, C, H, W]
-         its *shard* is x_r [b, C, P_r]
-[PAR-9]  gather: the extents of the rank's tiles from everybody's shards, one all-to-all; gradients go back by its
-         adjoint
-[PAR-10] blend: w_i * D_i where a tile has weight, to the owners of the points, one all-to-all; an owner adds what it is
-         sent in the order of the tiles in the serial sum: given the memory, T[D] has the serial run's bits
-[PAR-11] collect: all shards become the whole state on every rank, whose gradient is the same on each; scatter, the
-         reverse. The sampler runs on shards, or on whole states between scatter and collect: the same bits
+[PAR-8]  rank r has a contiguous run of tiles in row-major order, [PAR-3], and owns the points of their cores; its
+         *shard* of a state x [b, C, H, W] is x_r [b, C, P_r]
+[PAR-9]  gather: the extents of a rank's tiles are assembled from the shards of all ranks by one all-to-all; gradients
+         return by its adjoint
+[PAR-10] blend: w_i * D_i is sent, where a tile has weight, to the owners of the points by one all-to-all; an owner adds
+         what it receives in the order of the serial sum, so that T[D], given the memory, has the serial run's bits
+[PAR-11] collect: the shards become a state that is replicated on all ranks, and so is its gradient; scatter is the
+         reverse. The sampler runs on shards, or on replicated states between scatter and collect, with the same bits
 
-A rank sends a point once for each tile that has it: halos of tiles side by side on one rank are sent twice. gather and
-blend are each other's adjoint but for the weights and for the halo beyond the blend, which has none.
+A point is sent once for each tile that covers it, so halos of neighbouring tiles on one rank are sent twice. gather and
+blend are adjoint to each other except for the weights, and for the halo beyond the blend, which has no weight.
 
 The paper: halo exchange and blending at each step (Fig. 3a). Shards, order and messages are our interpretation.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -32,9 +30,10 @@ from torch import Tensor
 from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise, precondition
 from storm_ref.parallel.mesh import World, share
-from storm_ref.tiling import Axis, LocalDenoise, Tile, Tiling, cores, tiles
+from storm_ref.tiling import Axis, LocalDenoise, Tile, Tiling, batches, cores, once_per_batch, tile_conditions, tiles
 
 __all__ = [
+    "Batch",
     "Exchange",
     "ShardedTiles",
     "blend_sharded",
@@ -48,7 +47,7 @@ __all__ = [
 
 
 class _AllToAll(torch.autograd.Function):
-    """Rows go to other ranks, `send` of them to each, and `receive` come from each; gradients go the way back."""
+    """Sends `send[r]` rows to each rank r and receives `receive[r]` from it; gradients travel the other way."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup) -> Tensor:
@@ -58,12 +57,13 @@ class _AllToAll(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        return _AllToAll.apply(slope, ctx.receive, ctx.send, ctx.group), None, None, None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        own = _AllToAll.apply(gradient, ctx.receive, ctx.send, ctx.group)  # type: ignore[no-untyped-call]
+        return own, None, None, None
 
 
 class _Collect(torch.autograd.Function):
-    """Every rank's rows, `counts` of them, on every rank; the gradient, the same on each, is cut again."""
+    """Replicates the rows of all ranks, `counts[r]` of rank r; the gradient, equal on all of them, is sharded again."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int, group: dist.ProcessGroup) -> Tensor:
@@ -76,12 +76,13 @@ class _Collect(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Scatter.apply(slope, ctx.counts, ctx.rank, ctx.group), None, None, None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        own = _Scatter.apply(gradient, ctx.counts, ctx.rank, ctx.group)  # type: ignore[no-untyped-call]
+        return own, None, None, None
 
 
 class _Scatter(torch.autograd.Function):
-    """A rank's own of the rows that every rank has; its gradient collects everybody's."""
+    """Keeps a rank's own rows of those that are replicated; the gradient is collected from all ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int, group: dist.ProcessGroup) -> Tensor:
@@ -89,13 +90,15 @@ class _Scatter(torch.autograd.Function):
         return torch.split(rows, counts)[rank].clone()
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Collect.apply(slope, ctx.counts, ctx.rank, ctx.group), None, None, None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        own = _Collect.apply(gradient, ctx.counts, ctx.rank, ctx.group)  # type: ignore[no-untyped-call]
+        return own, None, None, None
 
 
 def points_of(tiling: Tiling, ranks: int) -> list[Int[Tensor, " _"]]:
-    """The points that each rank owns, as indices into a flattened field: cores of its tiles, one after another, each
-    row-major, [PAR-8].
+    """The points that each rank owns, as indices into a flattened field, [PAR-8].
+
+    They are those of the cores of its tiles, one core after another, each in row-major order.
     """
     width = tiling.x.length
     owned = [
@@ -107,7 +110,7 @@ def points_of(tiling: Tiling, ranks: int) -> list[Int[Tensor, " _"]]:
 
 
 def token_tiling(tiling: Tiling, patch: tuple[int, int]) -> Tiling:
-    """The same tiles counted in tokens, without blend: how memory tokens are cut."""
+    """The same tiles measured in tokens and without blend, by which memory tokens are partitioned."""
 
     def axis(a: Axis, p: int) -> Axis:
         return Axis(a.length // p, a.core // p, a.halo // p, 0, a.periodic)
@@ -116,220 +119,224 @@ def token_tiling(tiling: Tiling, patch: tuple[int, int]) -> Tiling:
 
 
 class Exchange:
-    """One pattern of messages: `wanted` says which points each rank wants, with repetitions, in its own order.
+    """One pattern of messages between the owners of points and the ranks that want them.
 
-    pull: owners' shards to wanted rows; push: rows back to their points' owners, in the order of `wanted` of the first
-    rank, then of the second, and so on. pull and push are each other's adjoint, up to the sum over rows of one point.
+    wanted: the points that each rank wants, with repetitions, in its own order. `pull` sends rows of the owners' shards
+    to the ranks that want them. `push` sends rows back to the owners of their points, in the order of `wanted` of the
+    first rank, then of the second, and so on. The two are adjoint up to the sum over rows of one point.
     """
 
     def __init__(self, wanted: Sequence[Int[Tensor, " _"]], owned: Sequence[Int[Tensor, " _"]], world: World) -> None:
         size = sum(len(points) for points in owned)
-        owner, place = torch.empty(size, dtype=torch.long), torch.empty(size, dtype=torch.long)
+        owner = torch.empty(size, dtype=torch.long)  # the rank that owns each point
+        place = torch.empty(size, dtype=torch.long)  # the row of each point in its owner's shard
         for rank, points in enumerate(owned):
-            owner[points], place[points] = rank, torch.arange(len(points))
-        self.owner = owner  # of each point, a rank
+            owner[points] = rank
+            place[points] = torch.arange(len(points))
         rank = world.coordinates["tile"]
-        self.group, self.alone = world.group("tile"), len(owned) == 1
         order = torch.argsort(owner[wanted[rank]], stable=True)
-        self.receive: list[int] = torch.bincount(owner[wanted[rank]], minlength=len(owned)).tolist()
-        asked = [place[points[owner[points] == rank]] for points in wanted]
-        self.send = [len(part) for part in asked]
-        self.back = torch.argsort(order).to(world.device)  # from rows by source to rows as wanted
-        self.order, self.asked = order.to(world.device), torch.cat(asked).to(world.device)
+        rows_to_send = [place[points[owner[points] == rank]] for points in wanted]
+        self.owner = owner
+        self.group = world.group("tile")
+        self.alone = len(owned) == 1
+        self.send_counts = [len(rows) for rows in rows_to_send]
+        self.receive_counts: list[int] = torch.bincount(owner[wanted[rank]], minlength=len(owned)).tolist()
+        self.shard_rows = torch.cat(rows_to_send).to(world.device)  # of the rank's shard, in the order of sending
+        self.by_owner = order.to(world.device)  # from rows as wanted to rows by owner
+        self.as_wanted = torch.argsort(order).to(world.device)  # and back
 
     def pull(self, shard: Float[Tensor, "p *s"]) -> Float[Tensor, "e *s"]:
         """The wanted rows, in the order in which they are wanted."""
-        return self._send(shard[self.asked], self.send, self.receive)[self.back]
+        return self._exchange(shard[self.shard_rows], self.send_counts, self.receive_counts)[self.as_wanted]
 
     def push(self, rows: Float[Tensor, "e *s"]) -> Float[Tensor, "a *s"]:
-        """Rows to the owners of their points: `asked` has the place of each in the shard."""
-        return self._send(rows[self.order], self.receive, self.send)
+        """The rows that other ranks return to this one; `shard_rows` is the place of each in the shard."""
+        return self._exchange(rows[self.by_owner], self.receive_counts, self.send_counts)
 
-    def _send(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    def _exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
         if self.alone:
             return rows
         return _AllToAll.apply(rows, send, receive, self.group)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
+    """Tiles of one shape that a rank evaluates together."""
+
+    numbers: list[int]  # of the tiles, row-major in the whole tiling
     tiles: list[Tile]
-    rows: slice  # of the gathered rows: the extents of these tiles
-    inside: Int[Tensor, " a"]  # where in them a tile has weight
+    rows: slice  # of the gathered rows, for the extents of these tiles
+    weighted: Int[Tensor, " a"]  # those of the rows on which a tile has weight
     weight: Float[Tensor, " a"]
 
 
 class ShardedTiles:
-    """The tiles of one rank, and the messages that bring their extents and take their results.
+    """The tiles of one rank, with the messages that bring their extents and send their results.
 
-    tiles_per_batch: most tiles of one shape in a batch. Raises ValueError for fewer tiles than tile ranks, [PAR-4].
+    tiles_per_batch: the most tiles of one shape in a batch. Raises ValueError for fewer than one, and for fewer tiles
+    than tile ranks, [PAR-4].
     """
 
     def __init__(self, tiling: Tiling, world: World, tiles_per_batch: int = 16) -> None:
-        if tiles_per_batch < 1:
-            raise ValueError(f"at least one tile must be evaluated at a time, got tiles_per_batch = {tiles_per_batch}")
-        found, ranks = tiles(tiling), world.mesh.tile
-        world.mesh.check(tiles=len(found))
-        self.tiling, self.world, self.tiles_per_batch = tiling, world, tiles_per_batch
+        every = tiles(tiling)
+        ranks = world.mesh.tile
+        serial_batches = batches([tile.shape for tile in every], tiles_per_batch)
+        world.mesh.check(tiles=len(every))
+        self.tiling = tiling
+        self.world = world
+        self.tiles_per_batch = tiles_per_batch
         self.rank = world.coordinates["tile"]
         self.owned = points_of(tiling, ranks)
         self.counts = [len(points) for points in self.owned]
-        every = torch.cat(self.owned)
-        self._every, self._home = every.to(world.device), torch.argsort(every).to(world.device)
-        turns = _turns(found)
-        runs = [sorted(share(len(found), ranks, rank), key=turns.__getitem__) for rank in range(ranks)]
-        points = [(tile.rows[:, None] * tiling.x.length + tile.cols).flatten() for tile in found]
-        heavy = [p[tile.weight.flatten() > 0] for p, tile in zip(points, found, strict=True)]
+        by_owner = torch.cat(self.owned)
+        self._by_owner = by_owner.to(world.device)  # all points, in the order of the ranks' shards
+        self._row_major = torch.argsort(by_owner).to(world.device)  # and back
+
+        turn = {number: turn for turn, number in enumerate(number for batch in serial_batches for number in batch)}
+        runs = [sorted(share(len(every), ranks, rank), key=turn.__getitem__) for rank in range(ranks)]
+        points = [(tile.rows[:, None] * tiling.x.length + tile.cols).flatten() for tile in every]
+        weighted = [p[tile.weight.flatten() > 0] for p, tile in zip(points, every, strict=True)]
         self.extents = Exchange([torch.cat([points[i] for i in run]) for run in runs], self.owned, world)
-        self.results = Exchange([torch.cat([heavy[i] for i in run]) for run in runs], self.owned, world)
-        sent = torch.cat([heavy[i] for run in runs for i in run])
-        when = torch.cat([torch.full((len(heavy[i]),), turns[i]) for run in runs for i in run])
-        arriving = when[self.results.owner[sent] == self.rank]
-        slots = _slots(self.results.asked.cpu(), arriving, self.counts[self.rank])
-        self._slots = slots.to(world.device)
-        self.batches = _batches([found[i] for i in runs[self.rank]], tiles_per_batch, world.device)
+        self.results = Exchange([torch.cat([weighted[i] for i in run]) for run in runs], self.owned, world)
+
+        sent = torch.cat([weighted[i] for run in runs for i in run])
+        turns = torch.cat([torch.full((len(weighted[i]),), turn[i]) for run in runs for i in run])
+        arriving = turns[self.results.owner[sent] == self.rank]
+        contributions = _contributions(self.results.shard_rows.cpu(), arriving, self.counts[self.rank])
+        self._contributions = contributions.to(world.device)
+        self.batches = _own_batches(every, runs[self.rank], tiles_per_batch, world.device)
 
     def shard(self, x: Shaped[Tensor, "*s h w"]) -> Shaped[Tensor, "*s p"]:
-        """This rank's part of a field that every rank has, which is no variable: see `scatter` for gradients."""
+        """This rank's shard of a replicated field that needs no gradient; see `scatter` for one that does."""
         return x.flatten(-2)[..., self.owned[self.rank].to(x.device)]
 
     def scatter(self, x: Float[Tensor, "*s h w"]) -> Float[Tensor, "*s p"]:
-        """[PAR-11]: as `shard`; the gradient is that of the whole, on every rank."""
-        rows = x.flatten(-2).movedim(-1, 0)[self._every]
+        """This rank's shard of a replicated field, [PAR-11]; the gradient is that of the whole field on every rank."""
+        rows = x.flatten(-2).movedim(-1, 0)[self._by_owner]
         if len(self.counts) > 1:
             rows = _Scatter.apply(rows, self.counts, self.rank, self.world.group("tile"))  # type: ignore[no-untyped-call]
         return rows.movedim(0, -1)
 
     def collect(self, shard: Float[Tensor, "*s p"]) -> Float[Tensor, "*s h w"]:
-        """[PAR-11]: the whole from all shards, on every rank."""
+        """The field that consists of all shards, replicated on every rank, [PAR-11]."""
         rows = shard.movedim(-1, 0)
         if len(self.counts) > 1:
             rows = _Collect.apply(rows, self.counts, self.rank, self.world.group("tile"))  # type: ignore[no-untyped-call]
-        return rearrange(rows[self._home], "(i j) ... -> ... i j", j=self.tiling.x.length)
+        return rearrange(rows[self._row_major], "(i j) ... -> ... i j", j=self.tiling.x.length)
 
     def gather(self, shard: Float[Tensor, "b c p"]) -> list[Float[Tensor, "_ c _ _"]]:
-        """[PAR-9]: extents of the rank's tiles, one tensor a batch of tiles, tile-major."""
+        """The extents of the rank's tiles, [PAR-9]: one tensor per batch of tiles, tile-major."""
         rows = self.extents.pull(shard.movedim(-1, 0))
-        found = []
+        extents = []
         for batch in self.batches:
-            i, j = batch.tiles[0].weight.shape
-            extents = rearrange(rows[batch.rows], "(t i j) b c -> (t b) c i j", i=i, j=j)
-            found.append(extents.contiguous())
-        return found
+            i, j = batch.tiles[0].shape
+            extents.append(rearrange(rows[batch.rows], "(t i j) b c -> (t b) c i j", i=i, j=j).contiguous())
+        return extents
 
     def blend(self, results: Sequence[Float[Tensor, "_ c _ _"]]) -> Float[Tensor, "b c p"]:
-        """[PAR-10]: the shard of sum_i P_i^T (w_i * results_i), added in the serial order."""
+        """The shard of sum_i P_i^T (w_i * results_i), added in the order of the serial sum, [PAR-10]."""
         parts = []
         for batch, value in zip(self.batches, results, strict=True):
-            rows = rearrange(value, "(t b) c i j -> (t i j) b c", t=len(batch.tiles))[batch.inside]
+            rows = rearrange(value, "(t b) c i j -> (t i j) b c", t=len(batch.tiles))[batch.weighted]
             parts.append(batch.weight.to(rows)[:, None, None] * rows)
         rows = self.results.push(torch.cat(parts))
         rows = torch.cat([rows, torch.zeros_like(rows[:1])])
-        total = torch.zeros_like(rows[self._slots[0]])
-        for slot in self._slots:  # at most four: two tiles along each axis
-            total = total + rows[slot]
+        total = torch.zeros_like(rows[self._contributions[0]])
+        for contribution in self._contributions:  # at most four: two tiles along each axis
+            total = total + rows[contribution]
         return total.movedim(0, -1)
 
 
-def _turns(found: Sequence[Tile]) -> list[int]:
-    """When the serial sum adds each tile: those of one shape after another, as `tiling.blend_tiles` has it."""
-    shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i, tile in enumerate(found):
-        shapes[tuple(tile.weight.shape)].append(i)
-    turns = [0] * len(found)
-    for turn, i in enumerate(i for group in shapes.values() for i in group):
-        turns[i] = turn
-    return turns
+def _contributions(place: Int[Tensor, " a"], turn: Int[Tensor, " a"], size: int) -> Int[Tensor, "k p"]:
+    """For each of `size` points, the rows that contribute to it, in summation order.
 
-
-def _slots(place: Int[Tensor, " a"], turn: Int[Tensor, " a"], size: int) -> Int[Tensor, "k p"]:
-    """Which rows make up each of `size` points: the k-th row adds k-th; the row behind the last stands for none.
-
-    place, turn: of each row, its point and when it is added.
+    Points with fewer rows than others are padded with the index of a zero row, which follows the last row. place, turn:
+    the point of each row, and its position in the order of summation.
     """
     order = torch.argsort(place * (int(turn.max()) + 1) + turn)
     number = torch.bincount(place, minlength=size)
     depth = torch.arange(len(place)) - torch.repeat_interleave(number.cumsum(0) - number, number)
-    slots = torch.full((int(number.max()), size), len(place))
-    slots[depth, place[order]] = order
-    return slots
+    rows = torch.full((int(number.max()), size), len(place))
+    rows[depth, place[order]] = order
+    return rows
 
 
-def _batches(found: Sequence[Tile], tiles_per_batch: int, device: torch.device) -> list[_Batch]:
-    """Tiles in their order, at most `tiles_per_batch` of one shape at a time."""
-    batches: list[_Batch] = []
-    at = 0
-    for _, same in groupby(found, key=lambda tile: tile.weight.shape):
-        group = [replace(tile, rows=tile.rows.to(device), cols=tile.cols.to(device)) for tile in same]
-        for first in range(0, len(group), tiles_per_batch):
-            batch = group[first : first + tiles_per_batch]
-            weight = torch.cat([tile.weight.flatten() for tile in batch]).to(device)
-            inside = torch.nonzero(weight > 0).flatten()
-            batches.append(_Batch(batch, slice(at, at + len(weight)), inside, weight[inside]))
-            at += len(weight)
-    return batches
+def _own_batches(every: Sequence[Tile], run: Sequence[int], tiles_per_batch: int, device: torch.device) -> list[Batch]:
+    """The batches of one rank, whose tiles are `run`, with their tensors on the device."""
+    own: list[Batch] = []
+    start = 0
+    for batch in batches([every[number].shape for number in run], tiles_per_batch):
+        numbers = [run[i] for i in batch]
+        parts = [replace(every[n], rows=every[n].rows.to(device), cols=every[n].cols.to(device)) for n in numbers]
+        weight = torch.cat([tile.weight.flatten() for tile in parts]).to(device)
+        weighted = torch.nonzero(weight > 0).flatten()
+        own.append(Batch(numbers, parts, slice(start, start + len(weight)), weighted, weight[weighted]))
+        start += len(weight)
+    return own
 
 
-def blend_sharded(local: LocalDenoise, parts: ShardedTiles) -> Denoise:
-    """T[D] on shards [b, C, p]: as `tiling.blend_tiles`, and with its bits."""
+def blend_sharded(denoise_batch: LocalDenoise, parts: ShardedTiles) -> Denoise:
+    """T[D] on shards [b, C, p], with the bits of `tiling.blend_tiles`."""
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise_shard(x: Tensor, sigma: Tensor) -> Tensor:
         results = [
-            local(z, sigma.repeat(len(batch.tiles)), batch.tiles)
+            denoise_batch(z, sigma.repeat(len(batch.tiles)), batch.tiles)
             for z, batch in zip(parts.gather(x), parts.batches, strict=True)
         ]
         return parts.blend(results)
 
-    return denoise
+    return denoise_shard
 
 
 def on_whole(denoise: Denoise, parts: ShardedTiles) -> Denoise:
-    """The same on whole states [b, C, H, W] that every tile rank has."""
-    return lambda x, sigma: parts.collect(denoise(parts.scatter(x), sigma))
+    """A denoiser of shards as one of states [b, C, H, W] that are replicated on all tile ranks."""
+
+    def denoise_replicated(x: Tensor, sigma: Tensor) -> Tensor:
+        return parts.collect(denoise(parts.scatter(x), sigma))
+
+    return denoise_replicated
 
 
 def conditions(
     condition: Condition, parts: ShardedTiles, patch: tuple[int, int], memory: Float[Tensor, "b d p"] | None = None
 ) -> Callable[[Sequence[Tile], int], Condition]:
-    """What each batch of the rank's tiles is told, for so many members; made once.
+    """The condition of each batch of the rank's tiles, made once: a function of the tiles and the number of members.
 
-    memory: this rank's shard of the memory tokens, from `compress_sharded`, in place of the condition's; it is gathered
-    here, once an analysis.
+    memory: this rank's shard of the memory tokens, from `compress_sharded`, in place of those of the condition. It is
+    gathered here, once per analysis, so all tile ranks must call this together.
     """
-    gathered = (
-        None if memory is None else ShardedTiles(token_tiling(parts.tiling, patch), parts.world, parts.tiles_per_batch)
-    )
-    tokens = None if gathered is None or memory is None else gathered.gather(memory)
-    kept: dict[tuple[int, int], Condition] = {}
+    if memory is None:
+        return tile_conditions(condition, patch)
+    tokens = ShardedTiles(token_tiling(parts.tiling, patch), parts.world, parts.tiles_per_batch).gather(memory)
+    gathered = {batch.tiles[0].place: extents for batch, extents in zip(parts.batches, tokens, strict=True)}
 
-    def make(batch: Sequence[Tile], members: int) -> Condition:
-        found = Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], members)
-        if tokens is None:
-            return found
-        number = next(i for i, other in enumerate(parts.batches) if other.tiles is batch)
-        own = rearrange(tokens[number], "(t b) d i j -> t b i j d", t=len(batch))
-        return replace(found, memory=own.expand(-1, members, -1, -1, -1).flatten(0, 1))
+    def with_memory(batch: Sequence[Tile], members: int) -> Condition:
+        cropped = Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], members)
+        own = rearrange(gathered[batch[0].place], "(t b) d i j -> t b i j d", t=len(batch))
+        return replace(cropped, memory=own.expand(-1, members, -1, -1, -1).flatten(0, 1))
 
-    def of(batch: Sequence[Tile], members: int) -> Condition:
-        key = (id(batch), members)
-        if key not in kept:
-            kept[key] = make(batch, members)
-        return kept[key]
-
-    return of
+    return once_per_batch(with_memory)
 
 
 def sharded_denoiser(
     network: Storm, condition: Condition, parts: ShardedTiles, memory: Float[Tensor, "b d p"] | None = None
 ) -> Denoise:
-    """D(x; sigma) of one analysis by tiles, on shards: as `tiling.tiled_denoiser`; memory: see `conditions`."""
-    dtype, told = network.final.weight.dtype, conditions(condition, parts, network.config.patch, memory)
+    """D(x; sigma) of one analysis by tiles, on shards, as `tiling.tiled_denoiser` is on whole states.
 
-    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
-        here = told(batch, z.shape[0] // len(batch))
-        return precondition(lambda c, s: network(c, s, here), z, sigma, network.config.sigma_data, dtype)
+    memory: this rank's shard of the memory tokens, as for `conditions`.
+    """
+    dtype = network.final.weight.dtype
+    condition_of = conditions(condition, parts, network.config.patch, memory)
 
-    return blend_sharded(local, parts)
+    def denoise_batch(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
+        own = condition_of(batch, z.shape[0] // len(batch))
+
+        def evaluate_network(scaled: Tensor, level: Tensor) -> Tensor:
+            return network(scaled, level, own)  # type: ignore[no-any-return]
+
+        return precondition(evaluate_network, z, sigma, network.config.sigma_data, dtype)
+
+    return blend_sharded(denoise_batch, parts)
 
 
 def compress_sharded(
@@ -341,8 +348,9 @@ def compress_sharded(
     parts: ShardedTiles,
     chunk: int = 16,
 ) -> Float[Tensor, "b d n"]:
-    """The memory tokens that this rank owns, [NET-2]: no location needs another, so that a rank compresses the tokens
-    of its cores as a strip one token high.
+    """The memory tokens that this rank owns, [NET-2].
+
+    Compression is pointwise in location, so a rank compresses the tokens of its cores as a strip one token high.
     """
     height, width = network.config.patch
     own = points_of(token_tiling(parts.tiling, (height, width)), parts.world.mesh.tile)[parts.rank].to(past.device)

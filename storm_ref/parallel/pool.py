@@ -1,8 +1,7 @@
-"""A world of ranks on this machine, kept warm: for tests, the conformance suite and whoever tries things out.
+"""A pool of rank processes on one machine, kept running between calls: for tests, conformance runs and experiments.
 
-Ranks are processes that wait for work, do it together and return values; judging those is the caller's. A world in
-which anything went wrong (a rank raises, dies or takes too long) is killed as a whole and started again when it is next
-used: what one piece of work left behind never reaches another.
+The ranks wait for a function, run it together and return its values. When a rank raises, dies or takes too long, the
+whole pool is killed and started again at its next use, so that no state of failed work reaches another call.
 """
 
 import multiprocessing
@@ -22,16 +21,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from storm_ref.parallel.mesh import Mesh, World
+from storm_ref.parallel.mesh import START_TIMEOUT, Mesh, World, limit_wait
 
 __all__ = ["Pool", "RankError", "world_of"]
 
-_PATIENCE = 0.5  # seconds in which other ranks may say what they met, once one has failed
+# Seconds for which other ranks may still report an error: after the cause is known, and after a symptom of it.
+_AFTER_CAUSE = 0.5
+_AFTER_SYMPTOM = 10.0
 _SYMPTOMS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "socket", "read error")
 
 
 class RankError(RuntimeError):
-    """A rank did not return. `rank` is the one to blame, `kind` how it failed: raised, died or hung."""
+    """A rank did not return a value. `rank` is the one that caused it, and `kind` is raised, died or hung."""
 
     def __init__(self, rank: int, kind: str, text: str) -> None:
         self.rank, self.kind, self.text = rank, kind, text
@@ -42,37 +43,42 @@ class RankError(RuntimeError):
 
 
 _worlds: dict[tuple[Mesh, str], World] = {}
+_timeout = START_TIMEOUT  # of the worlds in this process; a pool sets its own in its ranks
 
 
 def world_of(mesh: Mesh, device: str = "cpu") -> World:
-    """In a rank: the world of this mesh, made once. All ranks ask for their meshes in the same order."""
+    """The world of a mesh in this rank process, created once. All ranks ask for their meshes in the same order."""
     if (mesh, device) not in _worlds:
-        _worlds[mesh, device] = World(mesh, device)
+        _worlds[mesh, device] = World(mesh, device, timeout=_timeout)
     return _worlds[mesh, device]
 
 
 def _serve(
     pipe: Connection, rank: int, ranks: int, store: str, timeout: float, device: str, inherited: list[Connection]
 ) -> None:
-    """A rank: answer (function, arguments) with (value) or (error) until the pipe closes.
+    """The main loop of a rank process: answer (function, arguments) with a value or an error until the pipe closes.
 
-    inherited: the parent's ends of pipes, of which a fork has copies; with those open no pipe would ever close.
+    inherited: the parent's ends of pipes, of which a fork has copies; while those are open no pipe would ever close.
     """
+    global _timeout
     for end in inherited:
         end.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank)
     backend = "nccl" if device == "cuda" else "gloo"
     files = dist.FileStore(store, ranks)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=files, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
+    wait = timedelta(seconds=max(timeout, START_TIMEOUT))
+    dist.init_process_group(backend, store=files, rank=rank, world_size=ranks, timeout=wait)
+    limit_wait(dist.group.WORLD, timeout)
+    _timeout = timeout
     pipe.send(("ready", None))
     while True:
         try:
             work = pipe.recv_bytes()
         except (EOFError, OSError):
-            os._exit(0)  # no farewell to ranks that may be gone already
+            os._exit(0)  # without a barrier, since other ranks may be gone already
         try:
             function, arguments = pickle.loads(work)
             pipe.send(("value", function(*arguments)))
@@ -88,10 +94,10 @@ class _Rank:
 
 @dataclass
 class Pool:
-    """`ranks` processes. Use it in a with statement, or close it.
+    """A pool of `ranks` processes. Use it in a with statement, or close it.
 
-    timeout: seconds that a rank waits for another; method: how processes start, `forkserver` (quick once it is warm) or
-    `fork` (they run what this process runs, patches included).
+    timeout: seconds for which a rank waits for another. method: the way in which processes start, `forkserver` (quick
+    once the server runs) or `fork` (they inherit the state of this process, with its patches).
     """
 
     ranks: int
@@ -107,8 +113,8 @@ class Pool:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def start(self, deadline: float = 120.0) -> None:
-        """Have all ranks running; nothing is done where they are. Raises RankError for one that does not come up."""
+    def start(self, deadline: float = START_TIMEOUT) -> None:
+        """Start the ranks unless they run. Raises RankError for one that is not ready within `deadline` seconds."""
         if self._live:
             return
         context: Any = multiprocessing.get_context(self.method)
@@ -128,11 +134,11 @@ class Pool:
             self._live.append(_Rank(process, mine))
         self._collect(deadline)
 
-    def run(self, function: Callable[..., Any], *arguments: Any, deadline: float = 300.0) -> list[Any]:
-        """What `function(*arguments)` returns in each rank. A module-level function: it is sent by name.
+    def run(self, function: Callable[..., Any], *arguments: Any, deadline: float = 1200.0) -> list[Any]:
+        """The values that `function(*arguments)` returns in each rank. A module-level function, which is sent by name.
 
-        Raises RankError when a rank does not return within `deadline` seconds; the world is gone then, and a new one
-        starts with the next call.
+        Raises RankError when a rank raises, dies, or does not return within `deadline` seconds. All ranks are killed
+        then, and new ones start at the next call.
         """
         self.start()
         work = pickle.dumps((function, arguments))
@@ -146,7 +152,7 @@ class Pool:
         return self._collect(deadline)
 
     def close(self) -> None:
-        """Kill all ranks and wait until they are gone."""
+        """Kill all ranks and wait until they have ended."""
         for rank in self._live:
             rank.process.kill()
             rank.pipe.close()
@@ -178,7 +184,8 @@ class Pool:
                     values[number] = value
                 else:
                     errors[number] = ("died" if kind == "died" else "raised", value)
-                    until = min(until, time.monotonic() + _PATIENCE)
+                    patience = _AFTER_SYMPTOM if _is_symptom(*errors[number]) else _AFTER_CAUSE
+                    until = min(until, time.monotonic() + patience)
         if len(values) == self.ranks:
             return [values[number] for number in range(self.ranks)]
         silent = [n for n in range(self.ranks) if n not in values and n not in errors]
@@ -187,25 +194,34 @@ class Pool:
 
     def _death(self, number: int) -> str:
         process = self._live[number].process
-        process.join(1)
+        process.join(60)
         code = process.exitcode
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
 
+def _is_symptom(kind: str, text: str) -> bool:
+    """True for an error that a rank meets when another one has failed."""
+    first = text.splitlines()[0].lower()
+    return kind == "raised" and any(symptom in first for symptom in _SYMPTOMS)
+
+
 def _blame(errors: dict[int, tuple[str, str]], silent: list[int], deadline: float) -> RankError:
-    """Who started it: a rank that died, else one that raised of itself, else one that never answered, else one that
-    waited in vain for another.
+    """The error of the rank that caused a failure.
+
+    It is a rank that died, else one that raised an error of its own, else one that never answered, else one whose wait
+    for another timed out.
     """
 
     def severity(rank: int) -> int:
         kind, text = errors[rank]
-        first = text.splitlines()[0].lower()
-        return 0 if kind == "died" else 2 if any(symptom in first for symptom in _SYMPTOMS) else 1
+        return 0 if kind == "died" else 2 if _is_symptom(kind, text) else 1
 
     ranked = sorted(errors, key=lambda rank: (severity(rank), rank))
     if ranked and (severity(ranked[0]) < 2 or not silent):
         return RankError(ranked[0], *errors[ranked[0]])
-    others = f"; rank {ranked[0]} waited for it: {errors[ranked[0]][1].splitlines()[0]}" if ranked else ""
-    return RankError(silent[0], "hung", f"no answer within {deadline:g} s{others}")
+    if not ranked:
+        return RankError(silent[0], "hung", f"no answer within {deadline:g} s")
+    symptom = errors[ranked[0]][1].splitlines()[0]
+    return RankError(silent[0], "hung", f"no answer; rank {ranked[0]} waited for it: {symptom}")

@@ -1,17 +1,17 @@
-"""Weights over ranks (HSDP), gradients that agree with the serial run's, and checkpoints that know of no mesh.
+"""Sharded weights (HSDP), gradients that agree with the serial run, and mesh-independent checkpoints.
 
-With N valid points in the whole batch and domain, e_i the weighted squared error of point i ([EDM-3]), M data ranks:
+For N valid points in the whole batch and domain, weighted squared errors e_i of points i ([EDM-3]), and M data ranks:
 
-[PAR-12] a data rank's loss is  (M / N) sum of e_i over its own samples;  their mean over data ranks is the serial
-         loss. N is of the whole batch: a mean of means would weigh points by where they happen to lie
+[PAR-12] the loss of a data rank is (M / N) sum of e_i over its own samples; the mean over data ranks is the serial
+         loss. N counts the whole batch: a mean of means would weigh points by the ranks that they happen to be on
 [PAR-13] gradients are averaged over ddp and fsdp, summed over tile (each tile rank has those of its own tiles), and
-         left alone over tp, where replicated weights have the same gradient on every rank
-[PAR-14] the norm that gradients are clipped by is that of the whole gradient: squares are summed over fsdp shards and
-         over tp parts, and replicated weights count once
-[PAR-15] a weight, its gradient and its moments are cut alike, so that an optimiser's step, elementwise, has the serial
-         bits given the serial gradients
+         left alone over tp, where the gradients of replicated weights are equal on all ranks
+[PAR-14] gradients are clipped by the norm of the whole gradient: squares are summed over fsdp shards and over tp parts,
+         and replicated weights count once
+[PAR-15] a weight, its gradient and its moments are sharded alike, so that an optimiser's elementwise step has the
+         serial bits given the serial gradients
 [PAR-16] fsdp: every block and the root are units of their own, gathered before use and freed after it
-[PAR-17] a checkpoint holds whole tensors under the serial names; any mesh, and a serial program, can write or read it
+[PAR-17] a checkpoint holds whole tensors under the serial names; any mesh, and a serial program, can write and read it
 
 References: Zhao et al. (2023), FSDP; Rajbhandari et al. (2020), ZeRO.
 """
@@ -46,17 +46,17 @@ __all__ = [
 
 
 def recompute(network: Storm) -> Storm:
-    """Activation checkpointing: a block keeps its inputs alone, and runs again when its gradient is wanted."""
+    """Activation checkpointing, in place: a block keeps only its inputs and runs again in the backward pass."""
     for block in network.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return network
 
 
 def shard_weights(root: nn.Module, network: Storm, world: World, keep: bool = False) -> None:
-    """[PAR-16], in place: `root` is the module whose forward runs all of one step, `network` itself or one that has it.
+    """Shard the weights over fsdp and replicate them over ddp, in place, [PAR-16]; one data rank leaves them unchanged.
 
-    keep: weights stay gathered after their first use, as inference with gradients in the state wants it. Nothing is
-    done for one data rank.
+    root: the module whose forward runs all of one step, `network` itself or one that contains it. keep: weights stay
+    gathered after their first use, which inference with gradients with respect to the state needs.
     """
     mesh = world.mesh
     if mesh.data == 1:
@@ -70,8 +70,9 @@ def shard_weights(root: nn.Module, network: Storm, world: World, keep: bool = Fa
 
 
 def free_gathered(root: nn.Module) -> None:
-    """Let go of gathered weights. A forward without a backward leaves the root's gathered: needed wherever weights are
-    changed after one.
+    """Free gathered weights.
+
+    A forward pass without a backward pass leaves the root's weights gathered; call this before they are changed.
     """
     for module in root.modules():
         if isinstance(module, FSDPModule):
@@ -79,17 +80,18 @@ def free_gathered(root: nn.Module) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a weight, a gradient or a moment."""
+    """This rank's shard of a weight, a gradient or a moment."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def scaled_loss(
     squares: Float[Tensor, "*s"], valid: Tensor | None, world: World, sharded: bool = True
 ) -> Float[Tensor, ""]:
-    """[PAR-12]: this rank's share of the mean of weighted squared errors, times the number of data ranks.
+    """This rank's part of the mean of weighted squared errors, times the number of data ranks, [PAR-12].
 
-    squares, valid: of the rank's own samples, and of its own points where `sharded`; else the same on every tile rank.
-    Raises ValueError, on every rank, when no point is valid anywhere.
+    squares, valid: the errors of the rank's own samples and where they count. `sharded` says that they are those of the
+    rank's own points; else they are replicated over tile. Raises ValueError, on every rank, when no point is valid
+    anywhere.
     """
     own = squares.sum() if valid is None else squares[valid].sum()
     count = torch.tensor(squares.numel() if valid is None else int(valid.sum()), device=squares.device)
@@ -100,30 +102,31 @@ def scaled_loss(
 
 
 def whole_loss(loss: Float[Tensor, ""], world: World, sharded: bool = True) -> float:
-    """The serial run's loss from every rank's `scaled_loss`, the same number on each rank."""
+    """The serial run's loss from the `scaled_loss` of every rank, replicated on all of them."""
     total = world.sum(loss.detach().double(), "ddp", "fsdp", *(["tile"] if sharded else []))
     return float(total) / world.mesh.data
 
 
 def sum_tile_gradients(network: nn.Module, world: World) -> None:
-    """The sum of [PAR-13] over tile ranks, all gradients in one message; a weight without a gradient gets a zero one.
+    """Sum the gradients over tile ranks in one message, [PAR-13]; a weight without a gradient gets a zero one.
 
-    The mean over ddp and fsdp has been taken, by fully_shard, when backward returns.
+    fully_shard has already averaged them over ddp and fsdp when backward returns.
     """
     if world.mesh.tile == 1:
         return
     for weight in network.parameters():
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    slopes = [local(weight.grad) for weight in network.parameters() if weight.grad is not None]
-    flat = torch.cat([slope.flatten() for slope in slopes])
+    gradients = [local(weight.grad) for weight in network.parameters() if weight.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat, group=world.group("tile"))
-    for slope, total in zip(slopes, torch.split(flat, [slope.numel() for slope in slopes]), strict=True):
-        slope.copy_(total.view_as(slope))
+    totals = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, total in zip(gradients, totals, strict=True):
+        gradient.copy_(total.view_as(gradient))
 
 
 def gradient_norm(network: nn.Module, world: World) -> Float[Tensor, ""]:
-    """The 2-norm of the whole gradient, float64, [PAR-14]."""
+    """The 2-norm of the whole gradient in float64, replicated on all ranks, [PAR-14]."""
     squares = {True: torch.zeros((), dtype=torch.float64), False: torch.zeros((), dtype=torch.float64)}
     for name, weight in network.named_parameters():
         if weight.grad is not None:
@@ -133,7 +136,7 @@ def gradient_norm(network: nn.Module, world: World) -> Float[Tensor, ""]:
 
 
 def clip_gradients(network: nn.Module, most: float, world: World) -> Float[Tensor, ""]:
-    """Scale the gradient so that its norm is at most `most`, as torch.nn.utils.clip_grad_norm_; returns the norm."""
+    """Scale the gradient to a norm of at most `most`, as torch.nn.utils.clip_grad_norm_ does, and return its norm."""
     norm = gradient_norm(network, world)
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     for weight in network.parameters():
@@ -143,7 +146,7 @@ def clip_gradients(network: nn.Module, most: float, world: World) -> Float[Tenso
 
 
 def gather_whole(name: str, part: Tensor, world: World) -> Tensor:
-    """The whole of a weight, or of something cut like it, on every rank, [PAR-17]: all ranks call this together."""
+    """The whole of a weight, or of a tensor sharded like it, on every rank, [PAR-17]. All ranks call this together."""
     with torch.no_grad():
         own = (part.full_tensor() if isinstance(part, DTensor) else part.detach()).clone()  # never the weight itself
         if world.mesh.tp == 1 or cut_dim(name) is None:
@@ -155,7 +158,7 @@ def gather_whole(name: str, part: Tensor, world: World) -> Tensor:
 
 @torch.no_grad()
 def place_whole(name: str, whole: Tensor, part: Tensor, world: World) -> None:
-    """Fill this rank's `part` of a weight, or of something cut like it, from the whole, [PAR-17]."""
+    """Fill this rank's part of a weight, or of a tensor sharded like it, from the whole, [PAR-17]."""
     own = cut(name, whole, world.mesh.tp, world.coordinates["tp"])
     if isinstance(part, DTensor):
         rows = -(-len(own) // world.mesh.fsdp)

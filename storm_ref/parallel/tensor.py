@@ -1,16 +1,17 @@
-"""Tensor parallelism: each rank has some of the heads, and some of the MLP's hidden units, of every layer.
+"""Tensor parallelism: the heads and the MLP's hidden units of every layer are partitioned over ranks.
 
-With P ranks of the tp axis, X what all of them have, W_r what rank r has of a weight:
+With P ranks on the tp axis, X replicated on all of them, and W_r the part of a weight on rank r:
 
-[PAR-5] f: X -> X, its gradient summed over the ranks;  g: X_r -> sum_r X_r, its gradient passed on as it is
+[PAR-5] f: X -> X, whose gradient is summed over the ranks;  g: X_r -> sum_r X_r, whose gradient is passed on unchanged
 [PAR-6] heads       y = g( W_o,r [weight_r * A_r(f(x), f(context))] ) + b_o    rank r has heads r A/P .. (r + 1) A/P - 1
         MLP         y = g( W_2,r gelu(W_1,r f(x) + b_1,r) ) + b_2              and hidden units r H/P .. (r + 1) H/P - 1
         memory      [MEM-1] and [MEM-2] with the rank's heads, one f for each chunk, one g at the end
         the biases b_o and b_2 are added once, after the sum
-[PAR-7] query, key and value projections are cut by output rows, whole heads each on its own; output projections by
-        input columns; gates' alpha and beta by heads; all else is on every rank, where it has the same gradient
+[PAR-7] query, key and value projections are sharded by output rows, each separately and by whole heads; output
+        projections by input columns; the gates' alpha and beta by heads; all other weights are replicated, and their
+        gradients are equal on all ranks
 
-Source: Shoeybi et al. (2019), Megatron-LM. `torch`'s functional all-reduce is no g: its gradient is summed again.
+Source: Shoeybi et al. (2019), Megatron-LM. The functional all-reduce of `torch` is not g: it sums its gradient again.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ __all__ = ["copy_to_ranks", "cut", "cut_dim", "join", "sum_over_ranks", "tensor_
 
 
 class _Copy(torch.autograd.Function):
-    """f of [PAR-5]."""
+    """The operator f of [PAR-5]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -38,12 +39,12 @@ class _Copy(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return sum_over_ranks(slope, ctx.group), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return sum_over_ranks(gradient, ctx.group), None
 
 
 class _Sum(torch.autograd.Function):
-    """g of [PAR-5]."""
+    """The operator g of [PAR-5]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -53,22 +54,22 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return copy_to_ranks(slope, ctx.group), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return copy_to_ranks(gradient, ctx.group), None
 
 
 def copy_to_ranks(x: Float[Tensor, "*s"], group: dist.ProcessGroup) -> Float[Tensor, "*s"]:
-    """f, [PAR-5]: where what all ranks have meets weights that are cut."""
+    """The operator f of [PAR-5], applied where a replicated tensor enters sharded weights."""
     return _Copy.apply(x, group)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def sum_over_ranks(x: Float[Tensor, "*s"], group: dist.ProcessGroup) -> Float[Tensor, "*s"]:
-    """g, [PAR-5]: where parts become what all ranks have, the same bits on each."""
+    """The operator g of [PAR-5]: the sum over the ranks, replicated with equal bits on all of them."""
     return _Sum.apply(x, group)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Sums(nn.Linear):
-    """A linear map with the columns of one rank: g(W_r x_r) + b, [PAR-6]."""
+    """A linear map whose input columns are sharded: g(W_r x_r) + b, [PAR-6]."""
 
     group: dist.ProcessGroup
 
@@ -78,7 +79,7 @@ class _Sums(nn.Linear):
 
 
 class _Heads(MultiHead):
-    """The heads of one rank."""
+    """Attention with the heads of one rank."""
 
     group: dist.ProcessGroup
 
@@ -89,14 +90,14 @@ class _Heads(MultiHead):
         head_weight: Float[Tensor, "b a"] | None = None,
         mask: Bool[Tensor, "n m"] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """As MultiHead; `head_weight` is of this rank's heads. Self-attention has one f for all three projections."""
+        """Attends as MultiHead does; `head_weight` has this rank's heads, and self-attention applies f once."""
         shared = copy_to_ranks(x, self.group)
         other = shared if context is x else copy_to_ranks(context, self.group)
         return super().forward(shared, other, head_weight, mask)
 
 
 class _Memory(TemporalMemory):
-    """The memory's heads of one rank."""
+    """The memory with the heads of one rank."""
 
     group: dist.ProcessGroup
 
@@ -105,7 +106,7 @@ class _Memory(TemporalMemory):
 
 
 class _Hidden(nn.Sequential):
-    """The MLP's hidden units of one rank."""
+    """The MLP with the hidden units of one rank."""
 
     group: dist.ProcessGroup
 
@@ -114,7 +115,7 @@ class _Hidden(nn.Sequential):
 
 
 def cut_dim(name: str) -> int | None:
-    """Along which dim the weight of that name is cut; None for one that every rank has, [PAR-7]."""
+    """The dim along which the weight of that name is sharded over tp, or None for a replicated one, [PAR-7]."""
     *above, module, leaf = ["", "", *name.split(".")]
     if leaf in ("gate_alpha", "gate_beta") or (module, leaf) == ("memory", "query"):
         return 0
@@ -128,19 +129,19 @@ def cut_dim(name: str) -> int | None:
 
 
 def cut(name: str, whole: Tensor, ranks: int, rank: int) -> Tensor:
-    """A rank's part of a weight, or of anything shaped like it: its gradient, an optimiser's moments."""
+    """The part of a weight on one rank, or of a tensor sharded like it: its gradient, or an optimiser's moments."""
     dim = cut_dim(name)
     return whole if dim is None else whole.chunk(ranks, dim)[rank]
 
 
 def join(name: str, parts: list[Tensor]) -> Tensor:
-    """The whole weight from all ranks' parts: undoes `cut`."""
+    """The whole weight from the parts of all ranks, the inverse of `cut`."""
     dim = cut_dim(name)
     return parts[0] if dim is None else torch.cat(parts, dim)
 
 
 def tensor_parallel(network: Storm, world: World) -> Storm:
-    """The same network with this rank's part of the weights, in place; its state_dict keeps its names.
+    """The network with this rank's part of the weights, changed in place; its state_dict keeps its names.
 
     Raises ValueError when tp does not divide the heads, [PAR-4].
     """
@@ -165,5 +166,6 @@ def tensor_parallel(network: Storm, world: World) -> Storm:
 
 
 def _become(module: Any, kind: type, group: dist.ProcessGroup) -> None:
-    """A module's weights stay; what it does with them is now `kind`'s, over the ranks of `group`."""
-    module.__class__, module.group = kind, group
+    """Turn a module into one of class `kind` over the ranks of `group`; its weights stay."""
+    module.__class__ = kind
+    module.group = group

@@ -180,7 +180,7 @@ def streamer(form: str, network: Storm, history: History) -> Streamer:
 def denoise_once(network: Storm, memory: Tensor, history: History, tiling: Tiling) -> float:
     """Seconds of one tiled evaluation of D given the memory. Raises RuntimeError when its result is not finite."""
     start = time.perf_counter()
-    condition = Condition(history.static[None], memory, history.position, True)
+    condition = Condition(history.static[None], memory, history.position[None], True)
     c = network.config
     g = torch.Generator().manual_seed(1)
     x = torch.randn(1, c.channels, tiling.y.length, tiling.x.length, generator=g, dtype=torch.float64)

@@ -27,6 +27,7 @@ from storm_ref.attention import DividedBlock, attention
 from storm_ref.config import StormConfig, storm_10m, tiny
 from storm_ref.denoiser import Condition, Storm, denoiser, randomise
 from storm_ref.edm import sample, schedule
+from storm_ref.experiments import peak_memory
 from storm_ref.tiling import Axis, Tiling, tiled_denoiser, tiles
 from storm_ref.tokenisation import sphere_position
 from storm_ref.workbench.io.progress import Progress
@@ -72,7 +73,7 @@ def scene(network: Storm, tiling: Tiling, seed: int = 0) -> tuple[Tensor, Condit
     static = torch.randn(1, c.static_channels, *grid, generator=g)
     memory = torch.randn(1, *grid, c.width, generator=g)
     state = torch.randn(1, c.channels, *grid, generator=g, dtype=torch.float64)
-    return state, Condition(static, memory, sphere_position(latitude, longitude, (1, 1)), True)
+    return state, Condition(static, memory, sphere_position(latitude, longitude, (1, 1))[None], True)
 
 
 def fastest(run: Callable[[], object], rounds: int = 1) -> float:
@@ -139,10 +140,12 @@ def methods(c: StormConfig) -> list[Method]:
         Method(
             "tiled",
             lambda n: cost.tiled_evaluation(c, band(n)).multiply_adds,
-            lambda n: cost.peak_tiled(c, band(n), 4, tiles_per_batch=TOGETHER),
+            lambda n: peak_memory.peak_tiled(c, band(n), 4, tiles_per_batch=TOGETHER),
             tiled,
         ),
-        Method("full", lambda n: cost.evaluation(c, n).multiply_adds, lambda n: cost.peak_evaluation(c, n, 4), full),
+        Method(
+            "full", lambda n: cost.evaluation(c, n).multiply_adds, lambda n: peak_memory.peak_evaluation(c, n, 4), full
+        ),
         Method(
             "timesformer",
             lambda n: cost.divided_block(c.width, FRAMES, n // FRAMES, c.mlp_ratio).multiply_adds,

@@ -34,7 +34,7 @@ from storm_ref.denoiser import Condition, Storm
 from storm_ref.edm import Denoise
 from storm_ref.guidance import Observations, ObservationsLike
 from storm_ref.parallel.halo import ShardedTiles, blend_sharded, conditions, on_whole
-from storm_ref.tiling import Tile, Tiling, blend_tiles
+from storm_ref.tiling import Tile, Tiling, blend_tiles, tile_conditions
 
 __all__ = ["Covariance", "bind_covariance_sharded", "correlation_length", "covariance_denoiser", "distance", "fit"]
 __all__ += ["guidance", "output_scale", "precondition", "white"]
@@ -104,16 +104,13 @@ def covariance_denoiser(
     network: Storm, condition: Condition, tiling: Tiling, covariance: Covariance, tiles_per_batch: int = 16
 ) -> Denoise:
     """D(x; s) of one analysis. F is tiled and blended as [TILE-6] has it for D; the Gaussian part is not."""
-    dtype, patch = network.final.weight.dtype, network.config.patch
-    kept: dict[tuple[int, int], Condition] = {}
+    dtype = network.final.weight.dtype
+    condition_of = tile_conditions(condition, network.config.patch)
 
-    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
-        key = (id(batch), z.shape[0] // len(batch))
-        if key not in kept:
-            kept[key] = Condition.stack([condition.crop(tile.rows, tile.cols, patch) for tile in batch], key[1])
-        return network(z, sigma, kept[key])  # type: ignore[no-any-return]
+    def evaluate_batch(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
+        return network(z, sigma, condition_of(batch, z.shape[0] // len(batch)))  # type: ignore[no-any-return]
 
-    blended = blend_tiles(local, tiling, tiles_per_batch)
+    blended = blend_tiles(evaluate_batch, tiling, tiles_per_batch)
     return lambda x, sigma: precondition(blended, x, sigma, covariance, dtype)
 
 
@@ -126,14 +123,15 @@ def bind_covariance_sharded(
 ) -> Denoise:
     """The same on whole states that every tile rank has: F is shared out by tiles, the Gaussian part done by each.
 
-    memory: this rank's shard of the memory tokens, as `parallel.tile.conditions` takes it.
+    memory: this rank's shard of the memory tokens, as `parallel.halo.conditions` takes it.
     """
-    dtype, told = network.final.weight.dtype, conditions(condition, parts, network.config.patch, memory)
+    dtype = network.final.weight.dtype
+    condition_of = conditions(condition, parts, network.config.patch, memory)
 
-    def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
-        return network(z, sigma, told(batch, z.shape[0] // len(batch)))  # type: ignore[no-any-return]
+    def evaluate_batch(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
+        return network(z, sigma, condition_of(batch, z.shape[0] // len(batch)))  # type: ignore[no-any-return]
 
-    blended = on_whole(blend_sharded(local, parts), parts)
+    blended = on_whole(blend_sharded(evaluate_batch, parts), parts)
     return lambda x, sigma: precondition(blended, x, sigma, covariance, dtype)
 
 

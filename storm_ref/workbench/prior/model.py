@@ -143,12 +143,12 @@ class Model:
     def _denoise(self, past: Tensor, static: Tensor, age: Tensor, now: Tensor, tiling: Tiling) -> Denoise:
         if self.world is None or self.world.mesh.tile == 1:
             memory = self.network.compress(past, static, age, self.position)
-            condition = Condition(now, memory, self.position, self.periodic)
+            condition = Condition(now, memory, self.position[None], self.periodic)
             return covariance_denoiser(self.network, condition, tiling, self.covariance)
         parts = ShardedTiles(tiling, self.world)
         memory = compress_sharded(self.network, past, static, age, self.position, parts)
         nothing = memory.new_zeros(1).expand(1, *self.position.shape[:2], self.config.width)
-        condition = Condition(now, nothing, self.position, self.periodic)
+        condition = Condition(now, nothing, self.position[None], self.periodic)
         return bind_covariance_sharded(self.network, condition, parts, self.covariance, memory)
 
     def check_shares(self, world: World, tiling: Tiling | None, members: int) -> None:

@@ -74,7 +74,7 @@ class _Objective(nn.Module):
         told = samples.forcing[frames], samples.age[batch.index], model.position
         memory = compress_sharded(self.network, batch.past, *told, self.parts)
         nothing = memory.new_zeros(1).expand(1, *model.position.shape[:2], model.config.width)
-        condition = Condition(samples.forcing[at], nothing, model.position, model.periodic)
+        condition = Condition(samples.forcing[at], nothing, model.position[None], model.periodic)
         denoise = bind_covariance_sharded(self.network, condition, self.parts, model.covariance, memory)
         mean = denoise(batch.x + sigma.float()[:, None, None, None] * noise, sigma)
         weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2

@@ -228,7 +228,7 @@ def weighted_squares(
     """What the loss is the mean of, at every point."""
     frames, at = samples.past[batch.index], samples.target[batch.index]
     memory = model.network.compress(batch.past, samples.forcing[frames], samples.age[batch.index], model.position)
-    condition = Condition(samples.forcing[at], memory, model.position, model.periodic)
+    condition = Condition(samples.forcing[at], memory, model.position[None], model.periodic)
     noisy = batch.x + sigma.float()[:, None, None, None] * noise
     if model.tiling is None:
         mean = precondition(lambda z, s: model.network(z, s, condition), noisy, sigma, model.covariance)
