@@ -21,9 +21,9 @@ from storm_ref.workbench.run.analysis import (
     draw,
     headline,
     observe,
+    observed_points,
     reductions,
     score_table,
-    seen_by,
     without_network,
 )
 from storm_ref.workbench.run.training import TrainSettings, prepare, train
@@ -35,7 +35,7 @@ SETTINGS = DrawSettings(members=3, seed=5, obs_std=0.3, sampler_steps=6)
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    settings = TrainSettings(width=8, depth=1, frames=2, rank=20, steps=3, batch=4)
+    settings = TrainSettings(width=8, depth=1, frames=2, covariance_rank=20, steps=3, batch=4)
     when = targets(FIELDS.time, STEP, None, synthetic.SPLIT, settings.frames)
     trained = train(*prepare(FIELDS, when, STEP, settings), settings)
     with torch.no_grad():  # weights at zero would hide the network: a wrong use of it has to show
@@ -51,7 +51,7 @@ def _when(count: int) -> np.ndarray:
 def _several(model: Model, members: int) -> Prior:
     """A prior with a past, hence a background and a memory, of its own for every member."""
     when = _when(1)[0]
-    index, _ = history(FIELDS.time, when, model.frames, model.step)
+    index, _ = history(FIELDS.time, when, model.frames, model.time_step)
     past = torch.from_numpy(FIELDS.values[index]).expand(members, -1, -1, -1, -1)
     apart = torch.randn(past.shape, generator=torch.Generator().manual_seed(1))
     return model.prior(past + 2 * apart, FIELDS.time[index], when)
@@ -60,7 +60,7 @@ def _several(model: Model, members: int) -> Prior:
 def _one(model: Model, members: int, m: int) -> Prior:
     """The same prior for member m alone."""
     when = _when(1)[0]
-    index, _ = history(FIELDS.time, when, model.frames, model.step)
+    index, _ = history(FIELDS.time, when, model.frames, model.time_step)
     past = torch.from_numpy(FIELDS.values[index]).expand(members, -1, -1, -1, -1)
     apart = torch.randn(past.shape, generator=torch.Generator().manual_seed(1))
     return model.prior((past + 2 * apart)[m : m + 1], FIELDS.time[index], when)
@@ -150,13 +150,13 @@ def test_observe_share_errors_and_nesting() -> None:
     assert observe(FIELDS, when, 0.0, settings, 4) is None
     other = observe(FIELDS, when, 0.5, settings, 5)
     assert other is not None and not torch.equal(other.index, many.index)
-    assert seen_by(many, truth.shape).sum() == 192 and not seen_by(None, truth.shape).any()
+    assert observed_points(many, truth.shape).sum() == 192 and not observed_points(None, truth.shape).any()
 
 
 def test_observe_leaves_out_what_is_not_valid() -> None:
     """A filled value is no truth to observe."""
     fields = synthetic.fields(gaps=True)
-    seen = seen_by(observe(fields, fields.time[7], 0.9, SETTINGS, 0), fields.values.shape[1:])
+    seen = observed_points(observe(fields, fields.time[7], 0.9, SETTINGS, 0), fields.values.shape[1:])
     assert seen.any() and not (seen & ~torch.from_numpy(fields.valid[7])).any()
 
 
@@ -219,7 +219,7 @@ def _without(fields: Fields, hole: int) -> Fields:
 
 def test_cycle_invalid_times(model: Model) -> None:
     when = _when(4)
-    with pytest.raises(ValueError, match=r"must be the model's step of 6 h apart"):
+    with pytest.raises(ValueError, match=r"must be the model's time step of 6 h apart"):
         cycle(model, FIELDS, when[::2], [None] * 2, SETTINGS)
     with pytest.raises(ValueError, match="at least one time"):
         cycle(model, FIELDS, when[:0], [], SETTINGS)
@@ -233,9 +233,9 @@ def test_cycle_invalid_times(model: Model) -> None:
 def test_cycle_takes_a_step_that_is_no_whole_hour(model: Model) -> None:
     """Hours in binary are rounded, times are not: a step of 20 minutes has no gap."""
     fields = replace(FIELDS, time=FIELDS.time[0] + np.arange(len(FIELDS.time)) * np.timedelta64(20, "m"))
-    odd = dataclasses.replace(model, step=np.timedelta64(20 * 60 * 10**9, "ns"), frames=5)
-    slope = model.climate.slope.repeat(1, 3, 1)[:, :5]
-    odd = replace(odd, climate=replace(model.climate, slope=slope))
+    odd = dataclasses.replace(model, time_step=np.timedelta64(20 * 60 * 10**9, "ns"), frames=5)
+    regression = model.background.regression.repeat(1, 3, 1)[:, :5]
+    odd = replace(odd, background=replace(model.background, regression=regression))
     assert cycle(odd, fields, fields.time[20:22], [None] * 2, SETTINGS).shape[1] == 2
 
 

@@ -196,7 +196,7 @@ def network_and_condition(generator: torch.Generator) -> tuple[Storm, Condition,
 
 
 @torch.no_grad()
-def test_bind_covariance_white_on_one_tile_is_bind(generator: torch.Generator) -> None:
+def test_covariance_denoiser_white_on_one_tile_is_the_denoiser(generator: torch.Generator) -> None:
     """[NET-5] with sigma_d = 1."""
     network, condition, x = network_and_condition(generator)
     sigma = torch.full((3,), 1.3).double()
@@ -205,7 +205,7 @@ def test_bind_covariance_white_on_one_tile_is_bind(generator: torch.Generator) -
 
 
 @torch.no_grad()
-def test_bind_covariance_blends_what_the_network_adds(generator: torch.Generator) -> None:
+def test_covariance_denoiser_blends_what_the_network_adds(generator: torch.Generator) -> None:
     """Tiled and whole differ by the network alone: with F = 0 no seam exists, whatever the tiles."""
     network, condition, x = network_and_condition(generator)
     prior = fit(torch.randn(30, 2, 12, 16, generator=generator), False, 20, generator)

@@ -21,7 +21,7 @@ SETTINGS = DemonstrationSettings((0.0, 0.1, 0.5), synthetic.SPLIT, count=2, cycl
 
 
 def _model(fields: Fields) -> Model:
-    settings = TrainSettings(width=8, depth=1, frames=2, rank=10, steps=2, batch=4)
+    settings = TrainSettings(width=8, depth=1, frames=2, covariance_rank=10, steps=2, batch=4)
     when = targets(fields.time, synthetic.STEP, None, synthetic.SPLIT, settings.frames)
     return train(*prepare(fields, when, synthetic.STEP, settings), settings)
 

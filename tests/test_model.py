@@ -24,7 +24,7 @@ from storm_ref.workbench.prior.model import (
 from storm_ref.workbench.run.training import TrainSettings, prepare
 
 WEIGHTS = Path(__file__).parents[1] / "tiny_data" / "storm_tiny.safetensors"
-SMALL = TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, rank=10)
+SMALL = TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, covariance_rank=10)
 
 
 @pytest.fixture
@@ -82,15 +82,15 @@ def test_model_trained_by_tiles_is_run_by_them(model: Model, tmp_path: Path) -> 
 
 
 def test_load_gives_back_what_was_saved(model: Model, tmp_path: Path) -> None:
-    """Weights bit for bit; climate and covariance to the float32 of the file; and the same denoised fields."""
+    """Weights bit for bit; background and covariance to the float32 of the file; and the same denoised fields."""
     path = tmp_path / "m.safetensors"
     save(model, path)
     got = load(path)
     assert synthetic.bits(got.network) == synthetic.bits(model.network)
-    for name in ("config", "periodic", "season", "frames", "step", "variables", "units", "training"):
+    for name in ("config", "periodic", "season", "frames", "time_step", "variables", "units", "training"):
         assert getattr(got, name) == getattr(model, name), name
     assert torch.equal(got.longitude, model.longitude)
-    assert torch.equal(got.climate.slope, model.climate.slope.float().double())
+    assert torch.equal(got.background.regression, model.background.regression.float().double())
     assert torch.equal(got.covariance.vectors, model.covariance.vectors.float().double())
     f = synthetic.fields()
     x, sigma = torch.linspace(-2, 2, 768).double().reshape(2, 2, 12, 16), torch.ones(2).double()

@@ -20,7 +20,6 @@ from storm_ref.parallel.pool import Pool, RankError, world_of
 from storm_ref.workbench.io import checkpoints
 from storm_ref.workbench.prior.model import Model, read_tensors, write_tensors
 from storm_ref.workbench.run.analysis import DrawSettings, analyse, cycle, observe
-from storm_ref.workbench.run.parallel_training import train_shared
 from storm_ref.workbench.run.training import Samples, TrainSettings, prepare, train
 
 pytestmark = pytest.mark.distributed
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.distributed
 Pools = Callable[..., Pool]
 
 SETTINGS = TrainSettings(
-    patch=(3, 4), width=16, heads=2, depth=2, frames=2, rank=10, steps=8, batch=4, warmup=5, mix=2, rate=1e-3,
+    patch=(3, 4), width=16, heads=2, depth=2, frames=2, covariance_rank=10, steps=8, batch=4, warmup=5, mixed_transitions=2, learning_rate=1e-3,
     tile=(6, 8), halo=(3, 4),
 )  # fmt: skip
 FIELDS = synthetic.fields()
@@ -52,7 +51,7 @@ def told(model: Model) -> Trained:
 
 def shared(mesh: Mesh, settings: TrainSettings = SETTINGS, path: Path | None = None, **rest: Any) -> Trained:
     """In a rank."""
-    return told(train_shared(*made(settings), settings, world_of(mesh), None, path, **rest))
+    return told(train(*made(settings), settings, checkpoint=path, world=world_of(mesh), **rest))
 
 
 def run(pools: Pools, text: str, *rest: Any, **words: Any) -> Trained:
@@ -77,7 +76,7 @@ def serial() -> Trained:
 @pytest.mark.parametrize(
     "mesh", ["ddp=1", "ddp=2", "fsdp=2", "tile=2", "tp=2", "ddp=2,fsdp=2", "tile=4", "fsdp=2,tp=2"]
 )
-def test_train_shared_has_the_serial_losses(pools: Pools, serial: Trained, mesh: str) -> None:
+def test_train_on_ranks_has_the_serial_losses(pools: Pools, serial: Trained, mesh: str) -> None:
     """[PAR-12], [PAR-13]: every loss and every judgement, to a few units of float32's rounding; 1.5e-7 is seen.
 
     Weights may part further: Adam divides gradients by their size, also those that are rounding alone.
@@ -87,13 +86,13 @@ def test_train_shared_has_the_serial_losses(pools: Pools, serial: Trained, mesh:
     assert np.allclose(held, serial[1], rtol=1e-6)
 
 
-def test_train_shared_recomputing_changes_no_bit(pools: Pools) -> None:
-    plain, again = (run(pools, "fsdp=2,tile=2", save_memory=twice) for twice in (False, True))
+def test_train_on_ranks_recomputing_changes_no_bit(pools: Pools) -> None:
+    plain, again = (run(pools, "fsdp=2,tile=2", activation_checkpointing=twice) for twice in (False, True))
     assert plain[0] == again[0]
     assert all(torch.equal(value, again[2][name]) for name, value in plain[2].items())
 
 
-def test_train_shared_resumes_to_the_same_bits(pools: Pools, tmp_path: Path) -> None:
+def test_train_on_ranks_resumes_to_the_same_bits(pools: Pools, tmp_path: Path) -> None:
     """[PAR-17]: on the same mesh, stopped twice."""
     settings = replace(SETTINGS, depth=1, steps=5)
     whole = run(pools, "fsdp=2,tp=2", settings)
@@ -105,7 +104,7 @@ def test_train_shared_resumes_to_the_same_bits(pools: Pools, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("first", ["folder", "file"])
-def test_train_shared_resumes_on_any_mesh_and_none(pools: Pools, serial: Trained, tmp_path: Path, first: str) -> None:
+def test_train_on_ranks_resumes_on_any_mesh_and_none(pools: Pools, serial: Trained, tmp_path: Path, first: str) -> None:
     """[PAR-17]: ranks, one process, other ranks, one after another from one checkpoint, and back."""
     path = tmp_path / "state"
     stages = ["ddp=2,fsdp=2", "", "tile=2,tp=2", "", "fsdp=2"]
@@ -136,12 +135,12 @@ def test_checkpoint_holds_whole_tensors_under_serial_names(pools: Pools, tmp_pat
     assert (ranks[moments[0]] - one[moments[0]]).abs().max() <= 1e-5 * scale
 
 
-def test_train_shared_invalid_checkpoints(pools: Pools, tmp_path: Path) -> None:
+def test_train_on_ranks_invalid_checkpoints(pools: Pools, tmp_path: Path) -> None:
     """Of other settings, half of one, and something else: refused on every rank; what is there stays."""
     path = tmp_path / "state"
     run(pools, "tile=2", SETTINGS, path, stop=1)
     for other, text in (
-        (replace(SETTINGS, rate=2e-3), "other settings"),
+        (replace(SETTINGS, learning_rate=2e-3), "other settings"),
         (replace(SETTINGS, width=32), "other settings"),
     ):
         with pytest.raises(RankError, match=text):
@@ -176,7 +175,7 @@ def test_write_folder_invalid_place(tmp_path: Path) -> None:
         ("ddp=4", {"batch": 3}, "4 data ranks for 3 samples"),
     ],
 )
-def test_train_shared_invalid_shares(pools: Pools, mesh: str, change: dict[str, Any], text: str) -> None:
+def test_train_on_ranks_invalid_shares(pools: Pools, mesh: str, change: dict[str, Any], text: str) -> None:
     """[PAR-4]"""
     with pytest.raises(RankError, match=text):
         run(pools, mesh, replace(SETTINGS, **change))
@@ -192,7 +191,7 @@ def drawn_shared(mesh: Mesh, state: dict[str, Tensor], guidance: str, cycled: bo
     """In a rank."""
     model, _ = made()
     model.network.load_state_dict(state)
-    return drawn(model.spread(world_of(mesh)), guidance, cycled)
+    return drawn(model.shard(world_of(mesh)), guidance, cycled)
 
 
 @pytest.mark.parametrize(

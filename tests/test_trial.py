@@ -15,7 +15,7 @@ from storm_ref.workbench.run.trial import TrialResult, TrialSettings, run_trial
 
 SETTINGS = TrialSettings(
     synthetic.SPLIT, synthetic.STEP, (0.0, 0.2, 0.5), None, DrawSettings(members=6, obs_std=0.1, sampler_steps=12),
-    TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, rank=40, steps=10, batch=4, warmup=5),
+    TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, covariance_rank=40, steps=10, batch=4, warmup=5),
 )  # fmt: skip
 
 

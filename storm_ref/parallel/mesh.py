@@ -126,6 +126,11 @@ class World:
         self.devices: DeviceMesh = init_device_mesh(self.device.type, mesh.shape, mesh_dim_names=AXES)
         self.coordinates = mesh.coordinates(self.rank)
 
+    @staticmethod
+    def alone() -> "World":
+        """The world of a single process that belongs to no process group: a mesh of one rank."""
+        return _Alone()
+
     def group(self, axis: str) -> dist.ProcessGroup:
         """The ranks that differ from this one in `axis` alone, in the order of the axis."""
         return self.devices.get_group(axis)
@@ -177,6 +182,24 @@ class World:
         """Wait for all, then part."""
         dist.barrier()
         dist.destroy_process_group()
+
+
+class _Alone(World):
+    """A world of one rank without process groups, where every sum over ranks is the identity."""
+
+    def __init__(self) -> None:
+        self.mesh = Mesh()
+        self.device = torch.device("cpu")
+        self.rank = 0
+        self.store = None
+        self.coordinates = self.mesh.coordinates(0)
+
+    def raise_together(self, error: str | None) -> None:
+        if error is not None:
+            raise CollectiveError(error)
+
+    def close(self) -> None:
+        pass
 
 
 def start(mesh: Mesh, timeout: float = TIMEOUT, device: str | None = None) -> World:
