@@ -250,6 +250,11 @@ def test_train_resumes_bitwise(stop: int, tmp_path: Path) -> None:
     assert len(whole.training["losses"]) == 20
 
 
+def test_train_with_activation_checkpointing_changes_no_bit() -> None:
+    settings = replace(SMALL, steps=5)
+    assert final(settings, activation_checkpointing=True) == final(settings)
+
+
 def test_train_leaves_the_given_model_alone() -> None:
     model, samples = made()
     before = synthetic.bits(model.network)
