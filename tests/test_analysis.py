@@ -106,13 +106,13 @@ def test_without_network_draws_the_gaussian(model: Model) -> None:
     prior = without_network(model.prior_at(FIELDS, _when(1)[0]))
     settings = replace(SETTINGS, sampler_steps=80, sigma_min=1e-3)
     noise = settings.noise(0, FIELDS.values.shape[1:])
-    found = draw(prior, None, noise, settings)
+    members = draw(prior, None, noise, settings)
     top = settings.sigma_max
     exact = model.covariance.apply(noise[0], lambda v: top * (v / (v + top**2)).sqrt())
-    departure = (found - prior.background) / prior.std[:, None, None]
+    departure = (members - prior.background) / prior.std[:, None, None]
     assert (departure - exact).abs().max() < 0.02 * exact.abs().max()
     with_it = draw(model.prior_at(FIELDS, _when(1)[0]), None, noise, settings)
-    assert (with_it - found).abs().max() > 0.1, "the network has to make a difference, or this test sees nothing"
+    assert (with_it - members).abs().max() > 0.1, "the network has to make a difference, or this test sees nothing"
 
 
 def test_without_network_posterior_is_the_kalman_update(model: Model) -> None:
@@ -122,7 +122,7 @@ def test_without_network_posterior_is_the_kalman_update(model: Model) -> None:
     seen = observe(FIELDS, _when(1)[0], 0.3, settings, 0)
     assert seen is not None
     zero = torch.zeros(1, 1, *FIELDS.values.shape[1:], dtype=torch.float64)
-    found = draw(prior, seen, zero, settings)[0]
+    members = draw(prior, seen, zero, settings)[0]
     sigma = model.covariance.apply(torch.eye(zero.numel()).double().reshape(-1, *zero.shape[2:]), lambda v: v)
     scale = prior.std.repeat_interleave(zero[0, 0, 0].numel())
     covariance = scale[:, None] * sigma.flatten(1) * scale
@@ -130,7 +130,7 @@ def test_without_network_posterior_is_the_kalman_update(model: Model) -> None:
     innovation = seen.value - seen.apply(prior.background[0])
     gain = torch.linalg.solve(h @ covariance @ h.T + seen.variance.diag(), h @ covariance).T
     exact = prior.background[0] + (gain @ innovation).reshape(zero.shape[2:])
-    assert (found - exact).abs().max() < 0.02 * (exact - prior.background[0]).abs().max()
+    assert (members - exact).abs().max() < 0.02 * (exact - prior.background[0]).abs().max()
 
 
 def test_observe_share_errors_and_nesting() -> None:
@@ -164,15 +164,15 @@ def test_analyse_is_a_draw_at_each_time(model: Model) -> None:
     """Each time from the true past, with noise of its own; float32; progress counts the times."""
     when, seen = _when(3), [None] * 3
     told: list[int] = []
-    found = analyse(model, FIELDS, when, seen, SETTINGS, told.append)
-    assert told == [1, 2, 3] and found.dtype == torch.float32 and found.shape == (3, 3, *FIELDS.values.shape[1:])
+    members = analyse(model, FIELDS, when, seen, SETTINGS, told.append)
+    assert told == [1, 2, 3] and members.dtype == torch.float32 and members.shape == (3, 3, *FIELDS.values.shape[1:])
     for k, t in enumerate(when):
         noise = SETTINGS.noise(k, FIELDS.values.shape[1:])
         torch.testing.assert_close(
-            found[:, k], draw(model.prior_at(FIELDS, t), None, noise, SETTINGS).float(), rtol=0, atol=0
+            members[:, k], draw(model.prior_at(FIELDS, t), None, noise, SETTINGS).float(), rtol=0, atol=0
         )
     off = analyse(model, FIELDS, when, seen, SETTINGS, network=False)
-    alone = draw(without_network(model.prior_at(FIELDS, when[1])), None, SETTINGS.noise(1, found.shape[2:]), SETTINGS)
+    alone = draw(without_network(model.prior_at(FIELDS, when[1])), None, SETTINGS.noise(1, members.shape[2:]), SETTINGS)
     torch.testing.assert_close(off[:, 1], alone.float(), rtol=0, atol=0)
 
 
@@ -191,25 +191,27 @@ def test_cycle_first_analysis_is_one_stage(model: Model) -> None:
     when = _when(3)
     seen = [observe(FIELDS, t, 0.2, SETTINGS, k) for k, t in enumerate(when)]
     told: list[int] = []
-    found = cycle(model, FIELDS, when, seen, SETTINGS, told.append)
+    cycled = cycle(model, FIELDS, when, seen, SETTINGS, told.append)
     once = analyse(model, FIELDS, when, seen, SETTINGS)
     assert told == [1, 2, 3]
-    torch.testing.assert_close(found[:, 0], once[:, 0], rtol=0, atol=2e-3)
-    assert (found[:, 1] - once[:, 1]).abs().max() > 0.05
+    torch.testing.assert_close(cycled[:, 0], once[:, 0], rtol=0, atol=2e-3)
+    assert (cycled[:, 1] - once[:, 1]).abs().max() > 0.05
     index, _ = history(FIELDS.time, when[0], 1, STEP)
     frame = torch.from_numpy(FIELDS.values[index[0]]).expand(3, -1, -1, -1)
     times = when[1] - STEP * np.arange(1, 3)
-    own = model.prior(torch.stack([found[:, 0], frame], 1), times, when[1])
-    second = draw(own, seen[1], SETTINGS.noise(1, found.shape[2:]), SETTINGS).float()
-    torch.testing.assert_close(found[:, 1], second, rtol=0, atol=2e-3)
+    own = model.prior(torch.stack([cycled[:, 0], frame], 1), times, when[1])
+    second = draw(own, seen[1], SETTINGS.noise(1, cycled.shape[2:]), SETTINGS).float()
+    torch.testing.assert_close(cycled[:, 1], second, rtol=0, atol=2e-3)
 
 
 def test_cycle_noise_is_that_of_its_number(model: Model) -> None:
     """`first` shifts the noise: two cycles of one seed need not share any."""
     when = _when(2)
-    found = cycle(model, FIELDS, when[1:], [None], SETTINGS, first=1)
-    torch.testing.assert_close(found[:, 0], analyse(model, FIELDS, when, [None] * 2, SETTINGS)[:, 1], rtol=0, atol=2e-3)
-    assert (cycle(model, FIELDS, when[1:], [None], SETTINGS, first=7) - found).abs().max() > 0.1
+    cycled = cycle(model, FIELDS, when[1:], [None], SETTINGS, first=1)
+    torch.testing.assert_close(
+        cycled[:, 0], analyse(model, FIELDS, when, [None] * 2, SETTINGS)[:, 1], rtol=0, atol=2e-3
+    )
+    assert (cycle(model, FIELDS, when[1:], [None], SETTINGS, first=7) - cycled).abs().max() > 0.1
 
 
 def _without(fields: Fields, hole: int) -> Fields:

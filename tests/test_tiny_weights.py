@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 def test_weights_carry_their_command() -> None:
     """The README's and the Makefile's training command has the settings that the file records."""
     for text in ((ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()):
-        found = re.search(r"-m storm_ref (train (?:[^\n]*\\\n)*[^\n]*storm_tiny.safetensors)", text)
-        assert found is not None
-        words = found[1].replace("\\\n", " ").split()
+        command = re.search(r"-m storm_ref (train (?:[^\n]*\\\n)*[^\n]*storm_tiny.safetensors)", text)
+        assert command is not None
+        words = command[1].replace("\\\n", " ").split()
         settings = stored_settings(_training(_parser().parse_args(words)))
         # A setting younger than the file has there the value that it has by default.
         recorded = stored_settings(TrainSettings()) | model.load(WEIGHTS).training["settings"]
@@ -54,6 +54,6 @@ def test_weights_training_begins_as_recorded() -> None:
 
 
 def _command() -> list[str]:
-    found = re.search(r"-m storm_ref (train .*storm_tiny.safetensors)", (ROOT / "Makefile").read_text())
-    assert found is not None
-    return found[1].split()
+    command = re.search(r"-m storm_ref (train .*storm_tiny.safetensors)", (ROOT / "Makefile").read_text())
+    assert command is not None
+    return command[1].split()

@@ -1,4 +1,4 @@
-"""The trial on a small synthetic weather, whose scores have to come out in the right order."""
+"""The trial on synthetic weather, whose scores must come out in the right order."""
 
 from dataclasses import replace
 
@@ -14,9 +14,14 @@ from storm_ref.workbench.run.training import TrainSettings
 from storm_ref.workbench.run.trial import TrialResult, TrialSettings, run_trial
 
 SETTINGS = TrialSettings(
-    synthetic.SPLIT, synthetic.STEP, (0.0, 0.2, 0.5), None, DrawSettings(members=6, obs_std=0.1, sampler_steps=12),
-    TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, covariance_rank=40, steps=10, batch=4, warmup=5),
-)  # fmt: skip
+    split=synthetic.SPLIT,
+    time_step=synthetic.STEP,
+    fractions=(0.0, 0.2, 0.5),
+    drawing=DrawSettings(members=6, obs_std=0.1, sampler_steps=12),
+    training=TrainSettings(
+        patch=(3, 4), width=16, heads=2, depth=1, frames=2, covariance_rank=40, steps=10, batch=4, warmup=5
+    ),
+)
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,8 @@ def test_follow_intensity_is_the_largest_wind_near() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_strongest_finds_the_sign_and_place(sign: int) -> None:
     u, v = _vortex([(41.25, 112.5)], sign)
-    i, j, found = strongest(vorticity(u, v, LATITUDE, LONGITUDE, True)[0], LATITUDE)
-    assert found == sign
+    i, j, strongest_sign = strongest(vorticity(u, v, LATITUDE, LONGITUDE, True)[0], LATITUDE)
+    assert strongest_sign == sign
     assert abs(LATITUDE[i] - 41.25) <= 2.5
     assert abs(LONGITUDE[j] - 112.5) <= 5.625
 
