@@ -1,4 +1,4 @@
-"""Analyses with a model: what a draw is about, that a cycle is one-stage analyses in a row, and how scores are made."""
+"""Analyses with a model: draws about a background, cycles as one-stage analyses in a row, and scores."""
 
 import dataclasses
 from dataclasses import replace
@@ -49,7 +49,7 @@ def _when(count: int) -> np.ndarray:
 
 
 def _several(model: Model, members: int) -> Prior:
-    """A prior with a past, hence a background and a memory, of its own for every member."""
+    """Return a prior in which every member has its own past, hence its own background and memory."""
     when = _when(1)[0]
     index, _ = history(FIELDS.time, when, model.frames, model.time_step)
     past = torch.from_numpy(FIELDS.values[index]).expand(members, -1, -1, -1, -1)
@@ -58,7 +58,7 @@ def _several(model: Model, members: int) -> Prior:
 
 
 def _one(model: Model, members: int, m: int) -> Prior:
-    """The same prior for member m alone."""
+    """Return the same prior for member m alone."""
     when = _when(1)[0]
     index, _ = history(FIELDS.time, when, model.frames, model.time_step)
     past = torch.from_numpy(FIELDS.values[index]).expand(members, -1, -1, -1, -1)
@@ -68,7 +68,7 @@ def _one(model: Model, members: int, m: int) -> Prior:
 
 @pytest.mark.parametrize("guidance", [None, "covariance", "pigdm"])
 def test_draw_several_backgrounds_equals_each_on_its_own(model: Model, guidance: str | None) -> None:
-    """[DA-4] Members with pasts of their own, drawn together, are what each is when drawn alone; with and without y."""
+    """[DA-4] Members with different pasts are the same drawn together and alone, with and without observations."""
     settings = replace(SETTINGS, guidance=guidance or "covariance")
     seen = None if guidance is None else observe(FIELDS, _when(1)[0], 0.3, settings, 0)
     noise = settings.noise(0, FIELDS.values.shape[1:])
@@ -80,7 +80,7 @@ def test_draw_several_backgrounds_equals_each_on_its_own(model: Model, guidance:
 
 
 def test_draw_members_do_not_depend_on_how_many(model: Model) -> None:
-    """[DA-3] The first three of five are the three: neither the number nor what is drawn together matters."""
+    """[DA-3] The first three of five members are those of an ensemble of three."""
     prior = model.prior_at(FIELDS, _when(1)[0])
     seen = observe(FIELDS, _when(1)[0], 0.2, SETTINGS, 0)
     three, five = (
@@ -92,7 +92,7 @@ def test_draw_members_do_not_depend_on_how_many(model: Model) -> None:
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
 def test_guidance_of_every_name_draws_towards_the_observations(model: Model, guidance: str) -> None:
-    """Each name is a method that works on a trained prior: nearer to what was observed than the forecast is."""
+    """With every method the analysis is nearer to the observations than the forecast is."""
     settings = replace(SETTINGS, guidance=guidance, obs_std=1.0, sampler_steps=20)
     prior, noise = without_network(model.prior_at(FIELDS, _when(1)[0])), SETTINGS.noise(0, FIELDS.values.shape[1:])
     seen = observe(FIELDS, _when(1)[0], 0.2, settings, 0)
@@ -116,7 +116,7 @@ def test_without_network_draws_the_gaussian(model: Model) -> None:
 
 
 def test_without_network_posterior_is_the_kalman_update(model: Model) -> None:
-    """Members' mean and spread, exact by affine probing: without noise in it the flow gives the posterior mean."""
+    """The sampler is affine in its noise, so that zero noise gives the posterior mean."""
     prior = without_network(model.prior_at(FIELDS, _when(1)[0]))
     settings = replace(SETTINGS, sampler_steps=80, sigma_min=1e-3, sigma_max=300.0)
     seen = observe(FIELDS, _when(1)[0], 0.3, settings, 0)
@@ -134,7 +134,7 @@ def test_without_network_posterior_is_the_kalman_update(model: Model) -> None:
 
 
 def test_observe_share_errors_and_nesting() -> None:
-    """A share of all points, every variable; the same seed and number give the same; no share gives none."""
+    """Every variable is observed at a share of the points, with errors, and smaller shares are part of larger ones."""
     std = (0.5, 1e-6)
     settings = replace(SETTINGS, obs_std=std)
     when = _when(1)[0]
@@ -154,14 +154,14 @@ def test_observe_share_errors_and_nesting() -> None:
 
 
 def test_observe_leaves_out_what_is_not_valid() -> None:
-    """A filled value is no truth to observe."""
+    """Values that were filled in are not observed."""
     fields = synthetic.fields(gaps=True)
     seen = observed_points(observe(fields, fields.time[7], 0.9, SETTINGS, 0), fields.values.shape[1:])
     assert seen.any() and not (seen & ~torch.from_numpy(fields.valid[7])).any()
 
 
 def test_analyse_is_a_draw_at_each_time(model: Model) -> None:
-    """Each time from the true past, with noise of its own; float32; progress counts the times."""
+    """Each time is drawn given the true past with its own noise, in float32, and progress counts the times."""
     when, seen = _when(3), [None] * 3
     told: list[int] = []
     members = analyse(model, FIELDS, when, seen, SETTINGS, told.append)
@@ -177,7 +177,7 @@ def test_analyse_is_a_draw_at_each_time(model: Model) -> None:
 
 
 def test_noise_is_distinct_and_repeatable() -> None:
-    """[DA-3] Members, analyses and seeds have noise of their own, the same each time."""
+    """[DA-3] Members, analyses and seeds differ in their noise, which repeats."""
     shape = FIELDS.values.shape[1:]
     every = [*SETTINGS.noise(0, shape)[0], *SETTINGS.noise(1, shape)[0], *replace(SETTINGS, seed=6).noise(0, shape)[0]]
     flat = torch.stack(every).flatten(1)
@@ -187,7 +187,7 @@ def test_noise_is_distinct_and_repeatable() -> None:
 
 
 def test_cycle_first_analysis_is_one_stage(model: Model) -> None:
-    """[DA-4] The first has the true past; the second its own analysis as newest frame, unlike one stage."""
+    """[DA-4] The first analysis has the true past; the second has the first as its newest frame."""
     when = _when(3)
     seen = [observe(FIELDS, t, 0.2, SETTINGS, k) for k, t in enumerate(when)]
     told: list[int] = []
@@ -205,7 +205,7 @@ def test_cycle_first_analysis_is_one_stage(model: Model) -> None:
 
 
 def test_cycle_noise_is_that_of_its_number(model: Model) -> None:
-    """`first` shifts the noise: two cycles of one seed need not share any."""
+    """`first` selects the noise, so that two cycles of one seed need not share any."""
     when = _when(2)
     cycled = cycle(model, FIELDS, when[1:], [None], SETTINGS, first=1)
     torch.testing.assert_close(
@@ -233,7 +233,7 @@ def test_cycle_invalid_times(model: Model) -> None:
 
 
 def test_cycle_takes_a_step_that_is_no_whole_hour(model: Model) -> None:
-    """Hours in binary are rounded, times are not: a step of 20 minutes has no gap."""
+    """A third of an hour is rounded in binary, but times are exact: a step of 20 minutes has no gap."""
     fields = replace(FIELDS, time=FIELDS.time[0] + np.arange(len(FIELDS.time)) * np.timedelta64(20, "m"))
     odd = dataclasses.replace(model, time_step=np.timedelta64(20 * 60 * 10**9, "ns"), frames=5)
     regression = model.background.regression.repeat(1, 3, 1)[:, :5]
@@ -242,7 +242,7 @@ def test_cycle_takes_a_step_that_is_no_whole_hour(model: Model) -> None:
 
 
 def test_score_table_counts_the_mask_alone(model: Model) -> None:
-    """Points outside the mask may hold anything; each variable has its own scores, weighted by area."""
+    """Scores ignore points outside the mask, are weighted by area, and are separate for each variable."""
     draw_ = torch.Generator().manual_seed(2)
     truth = torch.randn(2, 2, 12, 16, generator=draw_)
     members = truth + torch.tensor([1.0, 3.0])[:, None, None] * torch.randn(4, 2, 2, 12, 16, generator=draw_)

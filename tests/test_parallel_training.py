@@ -1,4 +1,4 @@
-"""The workbench on many ranks: training, checkpoints free of the mesh, and analyses, beside the serial run of each."""
+"""The workbench on many ranks against one process: training, mesh-independent checkpoints, and analyses."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ def _prepared(settings: TrainSettings) -> tuple[Model, Samples]:
 
 
 def made(settings: TrainSettings = SETTINGS) -> tuple[Model, Samples]:
-    """An untrained model of one's own."""
+    """Return a fresh copy of the untrained model and its samples."""
     return copy.deepcopy(_prepared(settings))
 
 
@@ -64,12 +64,12 @@ def told(model: Model) -> Trained:
 
 
 def shared(mesh: Mesh, settings: TrainSettings = SETTINGS, path: Path | None = None, **rest: Any) -> Trained:
-    """In a rank."""
+    """Do the work of one rank."""
     return told(train(*made(settings), settings, checkpoint=path, world=world_of(mesh), **rest))
 
 
 def run(pools: Pools, text: str, *rest: Any, **words: Any) -> Trained:
-    """Of the first rank; the others have the same bits."""
+    """Train on a mesh and return the result of the first rank, whose bits the others have."""
     mesh = Mesh.parse(text)
     first, *others = pools(mesh.size).run(_work, mesh, rest, words)
     for other in others:
@@ -88,7 +88,7 @@ def serial() -> Trained:
 
 
 def test_train_on_one_rank_has_the_serial_bits(pools: Pools, serial: Trained) -> None:
-    """One trainer for both: a mesh of one rank with process groups, and a process without any."""
+    """A mesh of one rank with process groups has the bits of a process without any."""
     losses, held_back, weights = run(pools, "ddp=1")
     assert losses == serial[0]
     assert held_back == serial[1]
@@ -97,9 +97,9 @@ def test_train_on_one_rank_has_the_serial_bits(pools: Pools, serial: Trained) ->
 
 @pytest.mark.parametrize("mesh", ["ddp=2", "fsdp=2", "tile=2", "tp=2", "ddp=2,fsdp=2", "tile=4", "fsdp=2,tp=2"])
 def test_train_on_ranks_has_the_serial_losses(pools: Pools, serial: Trained, mesh: str) -> None:
-    """[PAR-12], [PAR-13]: every loss and every judgement, to a few units of float32's rounding; 1.5e-7 is seen.
+    """[PAR-12], [PAR-13] All losses agree to a few units of rounding in float32; 1.5e-7 is observed.
 
-    Weights may part further: Adam divides gradients by their size, also those that are rounding alone.
+    Weights may differ more: Adam divides gradients by their size, even those that are only rounding.
     """
     losses, held, _ = run(pools, mesh)
     assert np.allclose(losses, serial[0], rtol=1e-6)
@@ -113,7 +113,7 @@ def test_train_on_ranks_recomputing_changes_no_bit(pools: Pools) -> None:
 
 
 def test_train_on_ranks_resumes_to_the_same_bits(pools: Pools, tmp_path: Path) -> None:
-    """[PAR-17]: on the same mesh, stopped twice."""
+    """[PAR-17] A run that was stopped twice ends with the bits of one that was not, on the same mesh."""
     settings = replace(SETTINGS, depth=1, steps=5)
     whole = run(pools, "fsdp=2,tp=2", settings)
     for stop in (2, 4, None):
@@ -125,7 +125,7 @@ def test_train_on_ranks_resumes_to_the_same_bits(pools: Pools, tmp_path: Path) -
 
 @pytest.mark.parametrize("first", ["folder", "file"])
 def test_train_on_ranks_resumes_on_any_mesh_and_none(pools: Pools, serial: Trained, tmp_path: Path, first: str) -> None:
-    """[PAR-17]: ranks, one process, other ranks, one after another from one checkpoint, and back."""
+    """[PAR-17] Ranks, one process and other ranks resume one after another from the same checkpoint."""
     path = tmp_path / "state"
     stages = ["ddp=2,fsdp=2", "", "tile=2,tp=2", "", "fsdp=2"]
     for step, mesh in enumerate(stages if first == "folder" else stages[1:], 2):
@@ -139,7 +139,7 @@ def test_train_on_ranks_resumes_on_any_mesh_and_none(pools: Pools, serial: Train
 
 
 def test_checkpoint_holds_whole_tensors_under_serial_names(pools: Pools, tmp_path: Path) -> None:
-    """[PAR-17]: what ranks wrote is what one process writes, moments and random numbers among it."""
+    """[PAR-17] Ranks write what one process writes, including moments and the state of the generator."""
     run(pools, "tile=2,tp=2", SETTINGS, tmp_path / "ranks", stop=1)
     train(*made(), SETTINGS, checkpoint=tmp_path / "one", stop=1)
     kind = "storm-ref training state 2"
@@ -156,7 +156,7 @@ def test_checkpoint_holds_whole_tensors_under_serial_names(pools: Pools, tmp_pat
 
 
 def test_train_on_ranks_invalid_checkpoints(pools: Pools, tmp_path: Path) -> None:
-    """Of other settings, half of one, and something else: refused on every rank; what is there stays."""
+    """A checkpoint that is incomplete, of other settings or of another kind is refused on every rank."""
     path = tmp_path / "state"
     run(pools, "tile=2", SETTINGS, path, stop=1)
     for other, text in (
@@ -187,7 +187,7 @@ def test_place_whole_invalid_shape() -> None:
 
 
 def test_alone_is_a_world_of_one() -> None:
-    """Sums are identities; what fails together fails here; there is nobody else to wait for."""
+    """Sums are identities, an error is raised at once, and there is no other rank to wait for."""
     world = World.alone()
     assert str(world.mesh) == "ddp=1,fsdp=1,tile=1,tp=1"
     assert world.is_main and world.share(5) == range(5)
@@ -215,7 +215,7 @@ def test_write_folder_invalid_place(tmp_path: Path) -> None:
     ],
 )
 def test_train_on_ranks_invalid_shares(pools: Pools, mesh: str, change: dict[str, Any], text: str) -> None:
-    """[PAR-4]"""
+    """[PAR-4] A mesh that would leave a rank without work is refused before training."""
     with pytest.raises(RankError, match=text):
         run(pools, mesh, replace(SETTINGS, **change))
 
@@ -227,7 +227,7 @@ def drawn(model: Model, guidance: str, cycled: bool) -> Tensor:
 
 
 def drawn_shared(mesh: Mesh, state: dict[str, Tensor], guidance: str, cycled: bool) -> Tensor:
-    """In a rank."""
+    """Do the work of one rank."""
     model, _ = made()
     model.network.load_state_dict(state)
     return drawn(model.shard(world_of(mesh)), guidance, cycled)
@@ -238,7 +238,7 @@ def drawn_shared(mesh: Mesh, state: dict[str, Tensor], guidance: str, cycled: bo
 )
 @pytest.mark.parametrize("mesh", ["fsdp=2", "tile=4", "ddp=2,tile=2", "fsdp=2,tp=2"])
 def test_analyses_are_the_serial_ones(pools: Pools, serial: Trained, mesh: str, guidance: str, cycled: bool) -> None:
-    """[PAR-18]: five members over two data ranks; in a cycle each lives on its own past, wherever it was drawn."""
+    """[PAR-18] Members are those of one process; in a cycle each has its own past, on whatever rank it was drawn."""
     model, _ = made()
     model.network.load_state_dict(serial[2])
     expected = drawn(model, guidance, cycled)

@@ -1,4 +1,4 @@
-"""Training: repeats and resumes bit for bit, learns, and looks at nothing it should not see."""
+"""Training repeats and resumes bit for bit, learns, and uses no data that it must not see."""
 
 import math
 from dataclasses import replace
@@ -40,19 +40,19 @@ def made(settings: TrainSettings = SMALL, **kinds: object) -> tuple[Model, Sampl
 
 
 def loss_of(model: Model, samples: Samples, batch: Batch, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The loss that a single process takes the gradient of."""
+    """Return the loss that a single process differentiates."""
     squares = Objective(model, samples)(batch, sigma, noise)
     return scaled_loss(squares, batch.valid, World.alone(), sharded=False)
 
 
 def final(settings: TrainSettings, **rest: object) -> tuple[bytes, object]:
-    """Weights and losses of a whole run."""
+    """Return the weights and losses of a whole run."""
     trained = train(*made(settings), settings, **rest)  # type: ignore[arg-type]
     return synthetic.bits(trained.network), trained.training["losses"]
 
 
 def test_prepare_sees_no_later_frame() -> None:
-    """Whatever follows the last training time, the model and the samples are the same, bit for bit."""
+    """Model and samples have the same bits whatever follows the last training time."""
     f = synthetic.fields()
     later = f.values.copy()
     later[60:] += 1000
@@ -65,7 +65,7 @@ def test_prepare_sees_no_later_frame() -> None:
 
 
 def test_prepare_history_and_scales() -> None:
-    """Two frames 6 and 12 hours old; departures and anomalies of unit variance; clock in minutes."""
+    """The past is two frames 6 and 12 hours old; departures and anomalies have unit variance; the clock is in minutes."""
     _, samples = made()
     assert samples.target.tolist() == list(range(8, 60))
     assert samples.past[0].tolist() == [7, 6]
@@ -76,7 +76,7 @@ def test_prepare_history_and_scales() -> None:
 
 
 def test_prepare_season_only_after_a_year() -> None:
-    """One constant field, latitude, sin and cos of the time of day; season besides when the record spans a year."""
+    """Inputs are one constant field, latitude, sine and cosine of the time of day, and the season after a year."""
     assert made()[0].config.static_channels == 4
     f = synthetic.fields(1, days=340)
     assert prepare(f, f.time[8:], synthetic.STEP, SMALL)[0].config.static_channels == 6
@@ -84,7 +84,7 @@ def test_prepare_season_only_after_a_year() -> None:
 
 @pytest.mark.parametrize("season", [True, False])
 def test_prepare_season_as_the_user_says(season: bool) -> None:
-    """A short record with the season, and what it adds is its sine and cosine at every frame."""
+    """The setting decides for a short record, and the season adds its sine and cosine at every frame."""
     few = synthetic.fields()
     model, samples = prepare(few, few.time[8:], synthetic.STEP, replace(SMALL, season=season))
     assert model.season is season and model.config.static_channels == (6 if season else 4)
@@ -93,7 +93,7 @@ def test_prepare_season_as_the_user_says(season: bool) -> None:
 
 
 def test_objective_is_one_for_the_gaussian(generator: torch.Generator) -> None:
-    """F = 0 and data drawn from N(0, Sigma): E = 1 at every level; 1,500 fields leave an error below 2 %."""
+    """With F = 0 and data from N(0, Sigma) the loss is 1 at every level; 1,500 fields leave an error below 2 %."""
     model, samples = made(replace(SMALL, covariance_rank=40))
     c = model.covariance
     noise = torch.randn(2, 1500, 2, 12, 16, generator=generator, dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_objective_is_one_for_the_gaussian(generator: torch.Generator) -> None:
 
 
 def test_objective_with_rank_0_has_the_weight_of_edm(generator: torch.Generator) -> None:
-    """[EDM-3]: lambda = 1 / c_out^2, on one sample by hand."""
+    """[EDM-3] The weight of one sample is 1 / c_out^2, computed by hand."""
     model, samples = made()
     model = replace(model, covariance=white((2, 12, 16), 1.0).to(torch.float32))
     index, sigma = torch.tensor([3]), torch.tensor([0.7]).double()
@@ -122,7 +122,7 @@ def test_objective_with_rank_0_has_the_weight_of_edm(generator: torch.Generator)
 
 
 def test_objective_leaves_invalid_points_out(generator: torch.Generator) -> None:
-    """A target that is wild where it is not valid changes neither the loss nor, through its noise, anything else."""
+    """A target with absurd values where it is not valid has the same loss."""
     model, samples = made(gaps=True)
     assert not samples.valid.all()
     index, sigma = torch.arange(52), torch.full((52,), 1.0).double()
@@ -136,7 +136,7 @@ def test_objective_leaves_invalid_points_out(generator: torch.Generator) -> None
 
 
 def test_objective_by_tiles_is_that_of_the_tiled_denoiser(generator: torch.Generator) -> None:
-    """[TILE-6] in training: one tile changes nothing, several change the loss as T[D] does, and gradients flow."""
+    """[TILE-6] One tile leaves the loss as it is, several change it as T[D] does, and all weights get a gradient."""
     model, samples = made(replace(SMALL, tile=(3, 4), halo=(3, 4)))
     cut = model.tiling
     assert cut is not None and (cut.y.core, cut.y.halo, cut.x.core, cut.x.halo) == (3, 3, 4, 4)
@@ -163,7 +163,7 @@ def test_objective_by_tiles_is_that_of_the_tiled_denoiser(generator: torch.Gener
 
 
 def test_train_by_tiles_keeps_them_and_judges_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loss of a run, those on the held-back part too, is of the tiles; the trained model has them still."""
+    """Every loss of a run uses the tiles, also on the held-back part, and the trained model keeps them."""
     tiles = replace(SMALL, tile=(6, 8), halo=(3, 4), blend=(3, 4), steps=2)
     model, samples = made(tiles)
     seen: list[object] = []
@@ -188,7 +188,7 @@ def test_train_settings_invalid_tiles() -> None:
 
 
 def test_mix_is_a_rotation_of_transitions_of_one_hour(generator: torch.Generator) -> None:
-    """History and target get the same weights at every point, whose squares sum to one, among one time of day."""
+    """Transitions of one time of day get weights whose squares sum to 1, the same for history and target."""
     _, samples = made()
     index = torch.tensor([5, 6])
     # Each transition carries its own number in a channel of its own: the mixture shows the weights.
@@ -219,7 +219,7 @@ def test_mix_of_one_is_the_data(generator: torch.Generator) -> None:
 
 
 def test_scheduled_rate_value() -> None:
-    """Up by fifths, full at the end of the warm-up, half half-way, zero at the end."""
+    """The rate rises by fifths, is full after the warm-up, half in the middle and zero at the end."""
     s = replace(SMALL, learning_rate=1.0, steps=25)
     got = [scheduled_rate(i, s) for i in (0, 3, 4, 5, 15, 25)]
     assert got == pytest.approx([0.2, 0.8, 1.0, 1.0, 0.5, 0.0])
@@ -240,7 +240,7 @@ def test_train_takes_nothing_from_the_global_generator() -> None:
 
 @pytest.mark.parametrize("stop", [1, 7, 10])
 def test_train_resumes_bitwise(stop: int, tmp_path: Path) -> None:
-    """Stopped anywhere and resumed in a new run from the file alone: weights, average and losses have the same bits."""
+    """A run that was stopped and resumed from its file ends with the bits of one that was not."""
     path = tmp_path / "state.safetensors"
     train(*made(), SMALL, checkpoint=path, stop=stop)
     resumed = train(*made(), SMALL, checkpoint=path)
@@ -271,7 +271,7 @@ def test_train_without_steps_is_the_prior() -> None:
 
 
 def test_train_learns_and_keeps_the_best() -> None:
-    """With plain EDM everything is to be learned: 150 steps take a tenth off the loss on days never trained on."""
+    """With plain EDM there is much to learn: 150 steps take a tenth off the loss on days never trained on."""
     s = replace(SMALL, covariance_rank=0, steps=150, batch=16, learning_rate=3e-3, ema=0.9, width=32)
     model, samples = made(s)
     trained = train(model, samples, s)
@@ -284,7 +284,7 @@ def test_train_learns_and_keeps_the_best() -> None:
 
 
 def test_train_that_only_harms_gives_back_the_start() -> None:
-    """A rate of 3 wrecks the network: every later loss is above the first, whose weights are returned."""
+    """A rate of 3 ruins the network: every later loss is above the first, whose weights are returned."""
     s = replace(SMALL, learning_rate=3.0, clip=1e9, ema=0.0)
     model, samples = made(s)
     trained = train(model, samples, s)
@@ -294,7 +294,7 @@ def test_train_that_only_harms_gives_back_the_start() -> None:
 
 
 def test_train_never_touches_the_held_back_part() -> None:
-    """Its last eighth may be anything: each step's loss is the same."""
+    """The losses of all steps are the same whatever the last eighth of the record holds."""
     model, samples = made()
     wild = replace(samples, departure=samples.departure.clone())
     wild.departure[-6:] = 1e3
@@ -313,7 +313,7 @@ def test_train_tells_progress() -> None:
 
 
 def test_train_invalid_checkpoints(tmp_path: Path) -> None:
-    """Other settings, a model instead of a state, a damaged state: refused by name."""
+    """A checkpoint of other settings or another network, a damaged one and a model are refused by name."""
     path = tmp_path / "state.safetensors"
     train(*made(), SMALL, checkpoint=path, stop=2)
     for name, value in (("batch", 5), ("learning_rate", 1e-3)):
@@ -352,7 +352,7 @@ def test_prepare_invalid_patch() -> None:
 
 
 def test_prepare_periodic_and_single_channel() -> None:
-    """The globe: positions on the sphere, smooth fields that close on themselves."""
+    """On the globe positions lie on the sphere, and the smooth fields are periodic."""
     model, samples = made(channels=1, periodic=True)
     assert model.config.position_features == 3
     root = samples.roots[1]

@@ -1,4 +1,4 @@
-"""Vortex tracks: the vorticity of known flows, and a vortex that moves as it was made to."""
+"""Vortex tracks: the vorticity of known flows, and the paths of vortices that move in a known way."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ LONGITUDE = np.arange(64) * 5.625
 
 
 def _vortex(centres: list[tuple[float, float]], sign: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Winds [T, H, W] about moving centres, falling off as a Gaussian of 8 degrees, periodic in longitude."""
+    """Return winds [T, H, W] about moving centres that fall off as a Gaussian of 8 degrees, periodic in longitude."""
     u, v = [], []
     for lat, lon in centres:
         dy = (LATITUDE - lat)[:, None]
