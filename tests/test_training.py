@@ -65,7 +65,7 @@ def test_prepare_sees_no_later_frame() -> None:
 
 
 def test_prepare_history_and_scales() -> None:
-    """The past is two frames 6 and 12 hours old; departures and anomalies have unit variance; the clock is in minutes."""
+    """The past is two frames 6 and 12 hours old, fields have unit variance, and the clock is in minutes."""
     _, samples = made()
     assert samples.target.tolist() == list(range(8, 60))
     assert samples.past[0].tolist() == [7, 6]
