@@ -45,7 +45,7 @@ def preload() -> None:
     """What ranks run is imported once, by the process that all of them are forked from, unless it is there already."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
-    modules = ["parallel_work", "torch.distributed.fsdp", "torch._dynamo", "storm_ref.workbench.run.parallel_training"]
+    modules = ["parallel_work", "torch.distributed.fsdp", "torch._dynamo", "storm_ref.workbench.run.training"]
     multiprocessing.set_forkserver_preload(modules)
     forkserver.ensure_running()
     if before is None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from storm_ref.workbench.cli.commands import main
-from storm_ref.workbench.run import parallel_training
+from storm_ref.workbench.run import training
 
 
 def fail(kind: str) -> None:
@@ -29,9 +29,9 @@ def install(kinds: list[str], rank: int, steps: list[int]) -> None:
     if attempt >= len(kinds):
         return
     kind, step = kinds[attempt], steps[attempt]
-    advance = parallel_training._Run.advance
+    advance = training._Trainer.advance
 
-    def faulty(self: parallel_training._Run) -> None:
+    def faulty(self: training._Trainer) -> None:
         if self.step == step:
             if kind == "shapes":
                 dist.all_reduce(torch.zeros(3 + 1000 * (self.world.rank == rank)))
@@ -39,7 +39,7 @@ def install(kinds: list[str], rank: int, steps: list[int]) -> None:
                 fail(kind)
         advance(self)
 
-    parallel_training._Run.advance = faulty  # type: ignore[method-assign]
+    training._Trainer.advance = faulty  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

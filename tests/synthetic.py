@@ -1,4 +1,4 @@
-"""A small weather for tests of the workbench: smooth anomalies that persist, and a daily cycle."""
+"""Synthetic weather for tests of the workbench: smooth anomalies that persist, and a daily cycle."""
 
 from pathlib import Path
 
@@ -14,12 +14,13 @@ SPLIT = np.datetime64("2001-03-16")
 def fields(
     channels: int = 2, grid: tuple[int, int] = (12, 16), days: int = 20, periodic: bool = False, gaps: bool = False
 ) -> Fields:
-    """Every 6 hours from 1 March 2001; A_t = 0.8 A_{t-1} + smooth noise, plus 3 sin of the local solar time.
+    """Return fields every 6 hours from 1 March 2001: A_t = 0.8 A_{t-1} + smooth noise, plus 3 sin of the solar time.
 
     gaps: one corner of the first channel is never valid, and one frame in seven lacks a row.
     """
     draw = np.random.default_rng(3)
-    count, (height, width) = days * 4, grid
+    count = days * 4
+    height, width = grid
     lag = [np.abs(np.subtract.outer(np.arange(n), np.arange(n))) for n in grid]
     if periodic:
         lag[1] = np.minimum(lag[1], width - lag[1])
@@ -38,24 +39,31 @@ def fields(
         valid[:, 0, :2, :2] = False
         valid[::7, :, 5] = False
     return Fields(
-        time=time, latitude=60 - np.arange(height) * 1.0, longitude=longitude, values=values, valid=valid,
+        time=time,
+        latitude=60 - np.arange(height) * 1.0,
+        longitude=longitude,
+        values=values,
+        valid=valid,
         static=np.arange(height * width, dtype=np.float32).reshape(1, *grid),
-        variables=tuple("abc"[:channels]), static_names=("ground",), units=("K",) * channels,
-        attributes=({},) * channels, periodic=periodic,
-    )  # fmt: skip
+        variables=tuple("abc"[:channels]),
+        static_names=("ground",),
+        units=("K",) * channels,
+        attributes=({},) * channels,
+        periodic=periodic,
+    )
 
 
 def record(path: Path, grid: tuple[int, int] = (12, 16), periodic: bool = False) -> Path:
-    """The weather in a file, with a map of the ground, one of where instruments stand, and one without any."""
-    found = fields(grid=grid, periodic=periodic)
-    dataset = to_dataset(found.values[None], found, found.time).isel(member=0, drop=True)
-    dataset["ground"] = ("latitude", "longitude"), found.static[0]
-    dataset["network"] = ("latitude", "longitude"), (found.static[0] % 5 == 0).astype(np.float32)
+    """Write the weather to a file with three constant fields: the ground, a network of instruments and an empty one."""
+    weather = fields(grid=grid, periodic=periodic)
+    dataset = to_dataset(weather.values[None], weather, weather.time).isel(member=0, drop=True)
+    dataset["ground"] = ("latitude", "longitude"), weather.static[0]
+    dataset["network"] = ("latitude", "longitude"), (weather.static[0] % 5 == 0).astype(np.float32)
     dataset["nowhere"] = ("latitude", "longitude"), np.zeros(grid, np.float32)
     dataset.to_netcdf(path, engine="h5netcdf")
     return path
 
 
 def bits(network: torch.nn.Module) -> bytes:
-    """All weights, as stored."""
+    """Return all weights as bytes."""
     return b"".join(p.detach().numpy().tobytes() for p in network.parameters())

@@ -1,4 +1,4 @@
-"""Analyses with a model: what a draw is about, that a cycle is one-stage analyses in a row, and how scores are made."""
+"""Analyses with a model: draws about a background, cycles as one-stage analyses in a row, and scores."""
 
 import dataclasses
 from dataclasses import replace
@@ -21,9 +21,9 @@ from storm_ref.workbench.run.analysis import (
     draw,
     headline,
     observe,
+    observed_points,
     reductions,
     score_table,
-    seen_by,
     without_network,
 )
 from storm_ref.workbench.run.training import TrainSettings, prepare, train
@@ -35,7 +35,7 @@ SETTINGS = DrawSettings(members=3, seed=5, obs_std=0.3, sampler_steps=6)
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    settings = TrainSettings(width=8, depth=1, frames=2, rank=20, steps=3, batch=4)
+    settings = TrainSettings(width=8, depth=1, frames=2, covariance_rank=20, steps=3, batch=4)
     when = targets(FIELDS.time, STEP, None, synthetic.SPLIT, settings.frames)
     trained = train(*prepare(FIELDS, when, STEP, settings), settings)
     with torch.no_grad():  # weights at zero would hide the network: a wrong use of it has to show
@@ -49,18 +49,18 @@ def _when(count: int) -> np.ndarray:
 
 
 def _several(model: Model, members: int) -> Prior:
-    """A prior with a past, hence a background and a memory, of its own for every member."""
+    """Return a prior in which every member has its own past, hence its own background and memory."""
     when = _when(1)[0]
-    index, _ = history(FIELDS.time, when, model.frames, model.step)
+    index, _ = history(FIELDS.time, when, model.frames, model.time_step)
     past = torch.from_numpy(FIELDS.values[index]).expand(members, -1, -1, -1, -1)
     apart = torch.randn(past.shape, generator=torch.Generator().manual_seed(1))
     return model.prior(past + 2 * apart, FIELDS.time[index], when)
 
 
 def _one(model: Model, members: int, m: int) -> Prior:
-    """The same prior for member m alone."""
+    """Return the same prior for member m alone."""
     when = _when(1)[0]
-    index, _ = history(FIELDS.time, when, model.frames, model.step)
+    index, _ = history(FIELDS.time, when, model.frames, model.time_step)
     past = torch.from_numpy(FIELDS.values[index]).expand(members, -1, -1, -1, -1)
     apart = torch.randn(past.shape, generator=torch.Generator().manual_seed(1))
     return model.prior((past + 2 * apart)[m : m + 1], FIELDS.time[index], when)
@@ -68,7 +68,7 @@ def _one(model: Model, members: int, m: int) -> Prior:
 
 @pytest.mark.parametrize("guidance", [None, "covariance", "pigdm"])
 def test_draw_several_backgrounds_equals_each_on_its_own(model: Model, guidance: str | None) -> None:
-    """[DA-4] Members with pasts of their own, drawn together, are what each is when drawn alone; with and without y."""
+    """[DA-4] Members with different pasts are the same drawn together and alone, with and without observations."""
     settings = replace(SETTINGS, guidance=guidance or "covariance")
     seen = None if guidance is None else observe(FIELDS, _when(1)[0], 0.3, settings, 0)
     noise = settings.noise(0, FIELDS.values.shape[1:])
@@ -80,7 +80,7 @@ def test_draw_several_backgrounds_equals_each_on_its_own(model: Model, guidance:
 
 
 def test_draw_members_do_not_depend_on_how_many(model: Model) -> None:
-    """[DA-3] The first three of five are the three: neither the number nor what is drawn together matters."""
+    """[DA-3] The first three of five members are those of an ensemble of three."""
     prior = model.prior_at(FIELDS, _when(1)[0])
     seen = observe(FIELDS, _when(1)[0], 0.2, SETTINGS, 0)
     three, five = (
@@ -92,7 +92,7 @@ def test_draw_members_do_not_depend_on_how_many(model: Model) -> None:
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
 def test_guidance_of_every_name_draws_towards_the_observations(model: Model, guidance: str) -> None:
-    """Each name is a method that works on a trained prior: nearer to what was observed than the forecast is."""
+    """With every method the analysis is nearer to the observations than the forecast is."""
     settings = replace(SETTINGS, guidance=guidance, obs_std=1.0, sampler_steps=20)
     prior, noise = without_network(model.prior_at(FIELDS, _when(1)[0])), SETTINGS.noise(0, FIELDS.values.shape[1:])
     seen = observe(FIELDS, _when(1)[0], 0.2, settings, 0)
@@ -106,23 +106,23 @@ def test_without_network_draws_the_gaussian(model: Model) -> None:
     prior = without_network(model.prior_at(FIELDS, _when(1)[0]))
     settings = replace(SETTINGS, sampler_steps=80, sigma_min=1e-3)
     noise = settings.noise(0, FIELDS.values.shape[1:])
-    found = draw(prior, None, noise, settings)
+    members = draw(prior, None, noise, settings)
     top = settings.sigma_max
     exact = model.covariance.apply(noise[0], lambda v: top * (v / (v + top**2)).sqrt())
-    departure = (found - prior.background) / prior.std[:, None, None]
+    departure = (members - prior.background) / prior.std[:, None, None]
     assert (departure - exact).abs().max() < 0.02 * exact.abs().max()
     with_it = draw(model.prior_at(FIELDS, _when(1)[0]), None, noise, settings)
-    assert (with_it - found).abs().max() > 0.1, "the network has to make a difference, or this test sees nothing"
+    assert (with_it - members).abs().max() > 0.1, "the network has to make a difference, or this test sees nothing"
 
 
 def test_without_network_posterior_is_the_kalman_update(model: Model) -> None:
-    """Members' mean and spread, exact by affine probing: without noise in it the flow gives the posterior mean."""
+    """The sampler is affine in its noise, so that zero noise gives the posterior mean."""
     prior = without_network(model.prior_at(FIELDS, _when(1)[0]))
     settings = replace(SETTINGS, sampler_steps=80, sigma_min=1e-3, sigma_max=300.0)
     seen = observe(FIELDS, _when(1)[0], 0.3, settings, 0)
     assert seen is not None
     zero = torch.zeros(1, 1, *FIELDS.values.shape[1:], dtype=torch.float64)
-    found = draw(prior, seen, zero, settings)[0]
+    members = draw(prior, seen, zero, settings)[0]
     sigma = model.covariance.apply(torch.eye(zero.numel()).double().reshape(-1, *zero.shape[2:]), lambda v: v)
     scale = prior.std.repeat_interleave(zero[0, 0, 0].numel())
     covariance = scale[:, None] * sigma.flatten(1) * scale
@@ -130,11 +130,11 @@ def test_without_network_posterior_is_the_kalman_update(model: Model) -> None:
     innovation = seen.value - seen.apply(prior.background[0])
     gain = torch.linalg.solve(h @ covariance @ h.T + seen.variance.diag(), h @ covariance).T
     exact = prior.background[0] + (gain @ innovation).reshape(zero.shape[2:])
-    assert (found - exact).abs().max() < 0.02 * (exact - prior.background[0]).abs().max()
+    assert (members - exact).abs().max() < 0.02 * (exact - prior.background[0]).abs().max()
 
 
 def test_observe_share_errors_and_nesting() -> None:
-    """A share of all points, every variable; the same seed and number give the same; no share gives none."""
+    """Every variable is observed at a share of the points, with errors, and smaller shares are part of larger ones."""
     std = (0.5, 1e-6)
     settings = replace(SETTINGS, obs_std=std)
     when = _when(1)[0]
@@ -150,34 +150,34 @@ def test_observe_share_errors_and_nesting() -> None:
     assert observe(FIELDS, when, 0.0, settings, 4) is None
     other = observe(FIELDS, when, 0.5, settings, 5)
     assert other is not None and not torch.equal(other.index, many.index)
-    assert seen_by(many, truth.shape).sum() == 192 and not seen_by(None, truth.shape).any()
+    assert observed_points(many, truth.shape).sum() == 192 and not observed_points(None, truth.shape).any()
 
 
 def test_observe_leaves_out_what_is_not_valid() -> None:
-    """A filled value is no truth to observe."""
+    """Values that were filled in are not observed."""
     fields = synthetic.fields(gaps=True)
-    seen = seen_by(observe(fields, fields.time[7], 0.9, SETTINGS, 0), fields.values.shape[1:])
+    seen = observed_points(observe(fields, fields.time[7], 0.9, SETTINGS, 0), fields.values.shape[1:])
     assert seen.any() and not (seen & ~torch.from_numpy(fields.valid[7])).any()
 
 
 def test_analyse_is_a_draw_at_each_time(model: Model) -> None:
-    """Each time from the true past, with noise of its own; float32; progress counts the times."""
+    """Each time is drawn given the true past with its own noise, in float32, and progress counts the times."""
     when, seen = _when(3), [None] * 3
     told: list[int] = []
-    found = analyse(model, FIELDS, when, seen, SETTINGS, told.append)
-    assert told == [1, 2, 3] and found.dtype == torch.float32 and found.shape == (3, 3, *FIELDS.values.shape[1:])
+    members = analyse(model, FIELDS, when, seen, SETTINGS, told.append)
+    assert told == [1, 2, 3] and members.dtype == torch.float32 and members.shape == (3, 3, *FIELDS.values.shape[1:])
     for k, t in enumerate(when):
         noise = SETTINGS.noise(k, FIELDS.values.shape[1:])
         torch.testing.assert_close(
-            found[:, k], draw(model.prior_at(FIELDS, t), None, noise, SETTINGS).float(), rtol=0, atol=0
+            members[:, k], draw(model.prior_at(FIELDS, t), None, noise, SETTINGS).float(), rtol=0, atol=0
         )
     off = analyse(model, FIELDS, when, seen, SETTINGS, network=False)
-    alone = draw(without_network(model.prior_at(FIELDS, when[1])), None, SETTINGS.noise(1, found.shape[2:]), SETTINGS)
+    alone = draw(without_network(model.prior_at(FIELDS, when[1])), None, SETTINGS.noise(1, members.shape[2:]), SETTINGS)
     torch.testing.assert_close(off[:, 1], alone.float(), rtol=0, atol=0)
 
 
 def test_noise_is_distinct_and_repeatable() -> None:
-    """[DA-3] Members, analyses and seeds have noise of their own, the same each time."""
+    """[DA-3] Members, analyses and seeds differ in their noise, which repeats."""
     shape = FIELDS.values.shape[1:]
     every = [*SETTINGS.noise(0, shape)[0], *SETTINGS.noise(1, shape)[0], *replace(SETTINGS, seed=6).noise(0, shape)[0]]
     flat = torch.stack(every).flatten(1)
@@ -187,29 +187,31 @@ def test_noise_is_distinct_and_repeatable() -> None:
 
 
 def test_cycle_first_analysis_is_one_stage(model: Model) -> None:
-    """[DA-4] The first has the true past; the second its own analysis as newest frame, unlike one stage."""
+    """[DA-4] The first analysis has the true past; the second has the first as its newest frame."""
     when = _when(3)
     seen = [observe(FIELDS, t, 0.2, SETTINGS, k) for k, t in enumerate(when)]
     told: list[int] = []
-    found = cycle(model, FIELDS, when, seen, SETTINGS, told.append)
+    cycled = cycle(model, FIELDS, when, seen, SETTINGS, told.append)
     once = analyse(model, FIELDS, when, seen, SETTINGS)
     assert told == [1, 2, 3]
-    torch.testing.assert_close(found[:, 0], once[:, 0], rtol=0, atol=2e-3)
-    assert (found[:, 1] - once[:, 1]).abs().max() > 0.05
+    torch.testing.assert_close(cycled[:, 0], once[:, 0], rtol=0, atol=2e-3)
+    assert (cycled[:, 1] - once[:, 1]).abs().max() > 0.05
     index, _ = history(FIELDS.time, when[0], 1, STEP)
     frame = torch.from_numpy(FIELDS.values[index[0]]).expand(3, -1, -1, -1)
     times = when[1] - STEP * np.arange(1, 3)
-    own = model.prior(torch.stack([found[:, 0], frame], 1), times, when[1])
-    second = draw(own, seen[1], SETTINGS.noise(1, found.shape[2:]), SETTINGS).float()
-    torch.testing.assert_close(found[:, 1], second, rtol=0, atol=2e-3)
+    own = model.prior(torch.stack([cycled[:, 0], frame], 1), times, when[1])
+    second = draw(own, seen[1], SETTINGS.noise(1, cycled.shape[2:]), SETTINGS).float()
+    torch.testing.assert_close(cycled[:, 1], second, rtol=0, atol=2e-3)
 
 
 def test_cycle_noise_is_that_of_its_number(model: Model) -> None:
-    """`first` shifts the noise: two cycles of one seed need not share any."""
+    """`first` selects the noise, so that two cycles of one seed need not share any."""
     when = _when(2)
-    found = cycle(model, FIELDS, when[1:], [None], SETTINGS, first=1)
-    torch.testing.assert_close(found[:, 0], analyse(model, FIELDS, when, [None] * 2, SETTINGS)[:, 1], rtol=0, atol=2e-3)
-    assert (cycle(model, FIELDS, when[1:], [None], SETTINGS, first=7) - found).abs().max() > 0.1
+    cycled = cycle(model, FIELDS, when[1:], [None], SETTINGS, first=1)
+    torch.testing.assert_close(
+        cycled[:, 0], analyse(model, FIELDS, when, [None] * 2, SETTINGS)[:, 1], rtol=0, atol=2e-3
+    )
+    assert (cycle(model, FIELDS, when[1:], [None], SETTINGS, first=7) - cycled).abs().max() > 0.1
 
 
 def _without(fields: Fields, hole: int) -> Fields:
@@ -219,7 +221,7 @@ def _without(fields: Fields, hole: int) -> Fields:
 
 def test_cycle_invalid_times(model: Model) -> None:
     when = _when(4)
-    with pytest.raises(ValueError, match=r"must be the model's step of 6 h apart"):
+    with pytest.raises(ValueError, match=r"must be the model's time step of 6 h apart"):
         cycle(model, FIELDS, when[::2], [None] * 2, SETTINGS)
     with pytest.raises(ValueError, match="at least one time"):
         cycle(model, FIELDS, when[:0], [], SETTINGS)
@@ -231,16 +233,16 @@ def test_cycle_invalid_times(model: Model) -> None:
 
 
 def test_cycle_takes_a_step_that_is_no_whole_hour(model: Model) -> None:
-    """Hours in binary are rounded, times are not: a step of 20 minutes has no gap."""
+    """A third of an hour is rounded in binary, but times are exact: a step of 20 minutes has no gap."""
     fields = replace(FIELDS, time=FIELDS.time[0] + np.arange(len(FIELDS.time)) * np.timedelta64(20, "m"))
-    odd = dataclasses.replace(model, step=np.timedelta64(20 * 60 * 10**9, "ns"), frames=5)
-    slope = model.climate.slope.repeat(1, 3, 1)[:, :5]
-    odd = replace(odd, climate=replace(model.climate, slope=slope))
+    odd = dataclasses.replace(model, time_step=np.timedelta64(20 * 60 * 10**9, "ns"), frames=5)
+    regression = model.background.regression.repeat(1, 3, 1)[:, :5]
+    odd = replace(odd, background=replace(model.background, regression=regression))
     assert cycle(odd, fields, fields.time[20:22], [None] * 2, SETTINGS).shape[1] == 2
 
 
 def test_score_table_counts_the_mask_alone(model: Model) -> None:
-    """Points outside the mask may hold anything; each variable has its own scores, weighted by area."""
+    """Scores ignore points outside the mask, are weighted by area, and are separate for each variable."""
     draw_ = torch.Generator().manual_seed(2)
     truth = torch.randn(2, 2, 12, 16, generator=draw_)
     members = truth + torch.tensor([1.0, 3.0])[:, None, None] * torch.randn(4, 2, 2, 12, 16, generator=draw_)

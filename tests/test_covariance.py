@@ -33,7 +33,7 @@ EYE = torch.eye(SIZE, dtype=torch.float64)
 
 @pytest.fixture
 def covariance(generator: torch.Generator) -> Covariance:
-    """Five leading directions above a white rest."""
+    """A covariance of five leading directions above a white rest."""
     basis = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64))[0]
     values = torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5]).double()
     return Covariance(basis[:, :5].contiguous(), values, torch.tensor(0.2).double(), SHAPE)
@@ -41,7 +41,7 @@ def covariance(generator: torch.Generator) -> Covariance:
 
 @pytest.fixture
 def observations() -> Observations:
-    """Four observations of separate points, one of them a mean of two, with errors of their own."""
+    """Four observations of separate points with different errors, one of them a mean of two points."""
     index = torch.tensor([[0, 0], [5, 6], [17, 17], [23, 23]])
     weight = torch.tensor([[1.0, 0.0], [0.25, 0.75], [1.0, 0.0], [1.0, 0.0]])
     return Observations(torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([0.1, 0.3, 0.2, 1.0]), index, weight, SHAPE)
@@ -57,12 +57,12 @@ def operator(observations: Observations) -> Tensor:
 
 
 def gaussian(covariance: Covariance):  # type: ignore[no-untyped-def]
-    """D with F = 0."""
+    """Return D with F = 0."""
     return lambda x, sigma: precondition(lambda z, _: torch.zeros_like(z), x, sigma, covariance)
 
 
 def posterior(covariance: Covariance, observations: Observations) -> tuple[Tensor, Tensor]:
-    """Kalman: mean and covariance of x given y, from whole matrices."""
+    """Return mean and covariance of x given y from the Kalman formulas with full matrices."""
     b, h = dense(covariance), operator(observations)
     gain = b @ h.T @ torch.linalg.inv(h @ b @ h.T + torch.diag(observations.variance.double()))
     return gain @ observations.value.double(), b - gain @ h @ b
@@ -82,7 +82,7 @@ def test_mean_is_trace_over_size(covariance: Covariance) -> None:
 
 
 def test_output_scale_is_root_mean_square_of_what_is_left(covariance: Covariance) -> None:
-    """tr s^2 Sigma (Sigma + s^2)^-1 / N at two levels at once."""
+    """c_out^2 is tr s^2 Sigma (Sigma + s^2)^-1 / N, for two noise levels in one batch."""
     sigma = torch.tensor([0.3, 5.0]).double()
     got = output_scale(covariance, sigma)
     for i, s in enumerate(sigma):
@@ -196,8 +196,8 @@ def network_and_condition(generator: torch.Generator) -> tuple[Storm, Condition,
 
 
 @torch.no_grad()
-def test_bind_covariance_white_on_one_tile_is_bind(generator: torch.Generator) -> None:
-    """[NET-5] with sigma_d = 1."""
+def test_covariance_denoiser_white_on_one_tile_is_the_denoiser(generator: torch.Generator) -> None:
+    """[NET-5] A white covariance of variance 1 gives the denoiser with sigma_d = 1."""
     network, condition, x = network_and_condition(generator)
     sigma = torch.full((3,), 1.3).double()
     got = covariance_denoiser(network, condition, Tiling.whole((12, 16), False, (2, 2)), white((2, 12, 16)))(x, sigma)
@@ -205,8 +205,8 @@ def test_bind_covariance_white_on_one_tile_is_bind(generator: torch.Generator) -
 
 
 @torch.no_grad()
-def test_bind_covariance_blends_what_the_network_adds(generator: torch.Generator) -> None:
-    """Tiled and whole differ by the network alone: with F = 0 no seam exists, whatever the tiles."""
+def test_covariance_denoiser_blends_what_the_network_adds(generator: torch.Generator) -> None:
+    """The tiled denoiser differs from the untiled one by the network alone: with F = 0 there are no seams."""
     network, condition, x = network_and_condition(generator)
     prior = fit(torch.randn(30, 2, 12, 16, generator=generator), False, 20, generator)
     cut = Tiling.of((12, 16), (6, 8), (2, 2), (2, 2), False, (2, 2))
@@ -224,7 +224,7 @@ def test_bind_covariance_blends_what_the_network_adds(generator: torch.Generator
 
 
 def stationary(generator: torch.Generator, count: int, length: float, width: int = 40) -> Tensor:
-    """Fields on 10 x width with correlation exp(-|dx| / length - |dy| / 3)."""
+    """Draw fields on 10 x width points with correlation exp(-|dx| / length - |dy| / 3)."""
     roots = [torch.linalg.cholesky((-distance(n, m, False)).exp()) for n, m in ((10, 3.0), (width, length))]
     return roots[0] @ torch.randn(count, 1, 10, width, generator=generator).double() @ roots[1].T
 
@@ -250,14 +250,14 @@ def test_correlation_length_of_constant_is_the_axis() -> None:
 
 
 def test_distance_value() -> None:
-    """Lags over length on a line; on a circle of 4 points the chords sqrt 2 r and 2 r, r = 4 / (2 pi)."""
+    """Distances are lags over length; on a circle of 4 points they are chords, sqrt 2 r and 2 r with r = 4 / (2 pi)."""
     assert distance(4, 2.0, False)[0].tolist() == [0.0, 0.5, 1.0, 1.5]
     r = 2 / math.pi
     assert distance(4, 1.0, True)[0].tolist() == pytest.approx([0.0, math.sqrt(2) * r, 2 * r, math.sqrt(2) * r])
 
 
 def formula(d: Tensor, shrinkage: float, periodic: bool) -> Tensor:
-    """Sigma of the module's equations, entry by entry."""
+    """Return Sigma of the module's equations as a full matrix."""
     channels, height, width = d.shape[1:]
     flat = d.flatten(1)
     lengths = correlation_length(d, periodic)

@@ -1,4 +1,4 @@
-"""The demonstration: what result.json holds, what is scored where, and a vortex followed where there are winds."""
+"""The demonstration: the content of result.json, the points that are scored, and the vortex that is followed."""
 
 import math
 from dataclasses import replace
@@ -21,7 +21,7 @@ SETTINGS = DemonstrationSettings((0.0, 0.1, 0.5), synthetic.SPLIT, count=2, cycl
 
 
 def _model(fields: Fields) -> Model:
-    settings = TrainSettings(width=8, depth=1, frames=2, rank=10, steps=2, batch=4)
+    settings = TrainSettings(width=8, depth=1, frames=2, covariance_rank=10, steps=2, batch=4)
     when = targets(fields.time, synthetic.STEP, None, synthetic.SPLIT, settings.frames)
     return train(*prepare(fields, when, synthetic.STEP, settings), settings)
 
@@ -32,7 +32,7 @@ def model() -> Model:
 
 
 def test_demonstrate_holds_what_is_promised(model: Model) -> None:
-    """By the names of result.json; fractions as "0.1"; data without winds have cycles and scores but no tracks."""
+    """Scores have the names of result.json; data without winds have cycles and scores but no tracks."""
     told: set[str] = set()
     result = demonstrate(model, FIELDS, SETTINGS, lambda label, done, total, note: told.add(label))
     scores = result.scores
@@ -41,20 +41,22 @@ def test_demonstrate_holds_what_is_promised(model: Model) -> None:
         assert set(row) == {"crps", "rmse", "spread", "spread_skill"} and all(map(math.isfinite, row.values()))
     saved = 1 - scores["fractions"]["0.5"]["crps"] / scores["fractions"]["0.0"]["crps"]
     assert scores["crps_reduction"]["0.5"] == pytest.approx(saved)
-    assert {k: scores[k] for k in ("guidance", "members", "steps", "seed")} == {
-        "guidance": "covariance", "members": 2, "steps": 4, "seed": 3,
-    }  # fmt: skip
+    assert scores["guidance"] == "covariance"
+    assert (scores["members"], scores["steps"], scores["seed"]) == (2, 4, 3)
     assert scores["wall_s"] > 0 and set(scores["cycle"]) == {"forecast only", "50% observed"}
     assert all(set(row) == {"by_variable"} for row in scores["cycle"].values())
     assert result.cycles is not None and result.cycles.true_track is None and result.cycles.tracks == {}
     assert told == {
-        "analyses, 0% observed", "analyses, 10% observed", "analyses, 50% observed",
-        "cycle, forecast only", "cycle, 50% observed",
-    }  # fmt: skip
+        "analyses, 0% observed",
+        "analyses, 10% observed",
+        "analyses, 50% observed",
+        "cycle, forecast only",
+        "cycle, 50% observed",
+    }
 
 
 def test_demonstrate_scores_are_of_points_neither_observed_nor_missing(model: Model) -> None:
-    """Recomputed from the pieces: the first and the last time, and the cycle at all that has a truth."""
+    """Scores recomputed from the arrays are the same: of analyses where not observed, of cycles at all valid points."""
     result = demonstrate(model, FIELDS, SETTINGS)
     times = targets(FIELDS.time, synthetic.STEP, synthetic.SPLIT, None, 2)
     np.testing.assert_array_equal(result.time, times[[0, -1]])
@@ -83,7 +85,7 @@ def test_demonstrate_scores_are_of_points_neither_observed_nor_missing(model: Mo
 
 
 def test_demonstrate_cycles_go_on_from_the_first_time(model: Model) -> None:
-    """Both ensembles from one start, with noise and observations that no analysis scored has used."""
+    """Both ensembles start from one past, with noise and observations that no scored analysis has used."""
     cycles = demonstrate(model, FIELDS, SETTINGS).cycles
     assert cycles is not None
     np.testing.assert_array_equal(np.diff(cycles.time), [synthetic.STEP] * 2)
@@ -108,7 +110,7 @@ def test_demonstrate_without_cycles(model: Model) -> None:
 
 
 def test_demonstrate_follows_a_vortex() -> None:
-    """Data with winds: a track for the truth and for every member, and the scores of the last position and wind."""
+    """Data with winds give tracks of the truth and of every member, and scores of the last position and wind."""
     plain = synthetic.fields()
     east, north = np.arange(16) - 8.0, 6.0 - np.arange(12)
     bump = np.exp(-(east[None] ** 2 + north[:, None] ** 2) / 18)

@@ -1,4 +1,4 @@
-"""The model's file, its defaults, and the prior it gives."""
+"""The file of a model, its default patch and tiling, and the prior it gives."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +24,12 @@ from storm_ref.workbench.prior.model import (
 from storm_ref.workbench.run.training import TrainSettings, prepare
 
 WEIGHTS = Path(__file__).parents[1] / "tiny_data" / "storm_tiny.safetensors"
-SMALL = TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, rank=10)
+SMALL = TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, covariance_rank=10)
 
 
 @pytest.fixture
 def model(generator: torch.Generator) -> Model:
-    """Generic weights: a fresh network is zero and would hide what the file lost."""
+    """A model with generic weights: a fresh network is zero and would hide what the file lost."""
     f = synthetic.fields()
     made, _ = prepare(f, f.time[8:60], synthetic.STEP, SMALL)
     randomise(made.network, generator)
@@ -56,7 +56,7 @@ def test_default_patch_divides_and_is_the_largest(most: int) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_default_tiling_cuts_large_grids_only(model: Model) -> None:
-    """12 x 16 by (3, 4) is 16 tokens: one tile. Beyond `most`, cores that the rules of tiling accept."""
+    """A grid of 16 tokens is one tile; a large grid gets cores that the rules of tiling accept."""
     assert default_tiling(model).y.core == 12
     wide = replace(
         model, latitude=torch.linspace(80, -80, 120).double(), longitude=torch.arange(400).double() * 0.9, periodic=True
@@ -67,7 +67,7 @@ def test_default_tiling_cuts_large_grids_only(model: Model) -> None:
 
 
 def test_model_trained_by_tiles_is_run_by_them(model: Model, tmp_path: Path) -> None:
-    """Through the file, and as the default of an analysis; a file that says nothing of tiles has none."""
+    """The tiling survives the file and is the default of an analysis; an old file without a tiling has none."""
     tiling = Tiling.of((12, 16), (6, 8), (3, 4), (3, 4), False, (3, 4))
     save(replace(model, tiling=tiling), tmp_path / "tiles")
     got = load(tmp_path / "tiles")
@@ -82,15 +82,15 @@ def test_model_trained_by_tiles_is_run_by_them(model: Model, tmp_path: Path) -> 
 
 
 def test_load_gives_back_what_was_saved(model: Model, tmp_path: Path) -> None:
-    """Weights bit for bit; climate and covariance to the float32 of the file; and the same denoised fields."""
+    """Weights keep their bits, background and covariance are rounded to float32, and denoised fields agree."""
     path = tmp_path / "m.safetensors"
     save(model, path)
     got = load(path)
     assert synthetic.bits(got.network) == synthetic.bits(model.network)
-    for name in ("config", "periodic", "season", "frames", "step", "variables", "units", "training"):
+    for name in ("config", "periodic", "season", "frames", "time_step", "variables", "units", "training"):
         assert getattr(got, name) == getattr(model, name), name
     assert torch.equal(got.longitude, model.longitude)
-    assert torch.equal(got.climate.slope, model.climate.slope.float().double())
+    assert torch.equal(got.background.regression, model.background.regression.float().double())
     assert torch.equal(got.covariance.vectors, model.covariance.vectors.float().double())
     f = synthetic.fields()
     x, sigma = torch.linspace(-2, 2, 768).double().reshape(2, 2, 12, 16), torch.ones(2).double()
@@ -102,7 +102,7 @@ def test_load_gives_back_what_was_saved(model: Model, tmp_path: Path) -> None:
 
 
 def test_save_file_can_be_read_without_us(model: Model, tmp_path: Path) -> None:
-    """Tensors and text, nothing that runs."""
+    """The file holds tensors and text, which any safetensors reader understands."""
     save(model, tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", framework="np") as file:
         assert set(file.metadata()) == {"kind", "about"}
@@ -110,7 +110,7 @@ def test_save_file_can_be_read_without_us(model: Model, tmp_path: Path) -> None:
 
 
 def test_load_invalid_files(model: Model, tmp_path: Path) -> None:
-    """Missing, truncated, foreign, of our other kind: each is refused by name, with a remedy."""
+    """A file that is missing, truncated, foreign or of another kind is refused by name, with a remedy."""
     path = tmp_path / "m.safetensors"
     with pytest.raises(ValueError, match=r"m\.safetensors: cannot be read.*check the path"):
         load(path)
@@ -143,7 +143,7 @@ def test_load_invalid_files(model: Model, tmp_path: Path) -> None:
     ],
 )
 def test_load_invalid_parts(change, model: Model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Each part of the file tampered with by itself."""
+    """A file in which any one part was tampered with is refused."""
     path = tmp_path / "m.safetensors"
     save(model, path)
     tensors, about = read_tensors(path, "storm-ref model 1")
@@ -154,7 +154,7 @@ def test_load_invalid_parts(change, model: Model, tmp_path: Path) -> None:  # ty
 
 
 def test_write_tensors_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up half way leaves what was there, and nothing else."""
+    """A disk that is full half-way through leaves the old file, and nothing else."""
     path = tmp_path / "m.safetensors"
     write_tensors(path, "k", {"a": torch.ones(1)}, {})
 
@@ -170,7 +170,7 @@ def test_write_tensors_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_prior_of_a_fresh_network_is_the_gaussian(model: Model) -> None:
-    """With F = 0: Sigma (Sigma + s^2)^-1 x, and background plus std x in the file's units."""
+    """With F = 0 the denoiser is Sigma (Sigma + s^2)^-1 x, and the state is background plus std x."""
     for weight in (*model.network.final.parameters(), *model.network.final_adaptive.parameters()):
         torch.nn.init.zeros_(weight)
     f = synthetic.fields()
@@ -183,7 +183,7 @@ def test_prior_of_a_fresh_network_is_the_gaussian(model: Model) -> None:
 
 
 def test_prior_depends_on_each_past_frame_and_no_other(model: Model) -> None:
-    """Frames 69 and 68 are the history of time 70: others, and the truth at 70 itself, leave it as it is."""
+    """The prior at time 70 depends on frames 69 and 68 and on no other, not even the truth at 70."""
     f = synthetic.fields()
     x, sigma = torch.zeros(1, 2, 12, 16).double(), torch.tensor([2.0]).double()
 

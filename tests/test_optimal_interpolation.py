@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from storm_ref.guidance import Observations
-from storm_ref.workbench.prior.optimal_interpolation import Background, fit
+from storm_ref.workbench.prior.optimal_interpolation import OptimalInterpolation, fit
 
 SHAPE = (2, 2, 3)
 SIZE = 12
@@ -14,7 +14,7 @@ CLOSE = {"rtol": 0.0, "atol": 1e-12}
 
 
 @pytest.fixture
-def background() -> Background:
+def interpolation() -> OptimalInterpolation:
     """Fitted to 40 pairs at hours 0, 6 and 18; rank 37, so B is of full rank."""
     generator = np.random.default_rng(1)
     mixing = generator.standard_normal((SIZE, SIZE))
@@ -37,9 +37,11 @@ def observations() -> Observations:
     )
 
 
-def matrices(background: Background, observations: Observations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def matrices(
+    interpolation: OptimalInterpolation, observations: Observations
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B, H and the gain K, whole."""
-    b = np.cov(background.factor.reshape(len(background.factor), -1).T, bias=True) * len(background.factor)
+    b = np.cov(interpolation.factor.reshape(len(interpolation.factor), -1).T, bias=True) * len(interpolation.factor)
     h = np.zeros((len(observations.value), SIZE))
     for row, (index, weight) in enumerate(zip(observations.index, observations.weight, strict=True)):
         np.add.at(h[row], index.numpy(), weight.double().numpy())
@@ -51,18 +53,18 @@ def test_fit_value() -> None:
     """Changes 1, 3 at hour 5 and 10 at hour 7: means 2 and 10; departures -1, 1 and 0 over sqrt(3 - 2)."""
     previous = np.full((3, 1, 1, 1), 280.0)
     current = previous + np.array([1.0, 10.0, 3.0]).reshape(3, 1, 1, 1)
-    background = fit(previous, current, np.array([5, 7, 5]))
-    assert background.increment[[5, 7], 0, 0, 0].tolist() == [2.0, 10.0]
-    assert background.factor.ravel().tolist() == [-1.0, 0.0, 1.0]
+    interpolation = fit(previous, current, np.array([5, 7, 5]))
+    assert interpolation.increment[[5, 7], 0, 0, 0].tolist() == [2.0, 10.0]
+    assert interpolation.factor.ravel().tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_fit_takes_nearest_hour() -> None:
     """Around midnight too, and the earlier hour of two as near: hour h is known at 2, 8 and 23 with mean change h."""
     hours = np.array([2, 8, 23, 2])
-    background = fit(np.zeros((4, 1, 1, 1)), hours.reshape(4, 1, 1, 1).astype(float), hours)
+    interpolation = fit(np.zeros((4, 1, 1, 1)), hours.reshape(4, 1, 1, 1).astype(float), hours)
     nearest = [23, 2, 2, 2, 2, 2, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 23, 23, 23, 23, 23, 23, 23, 23]
     # 5 is three hours from 2 and from 8; 0 is one from 23 and two from 2; 15 is seven from 8 and eight from 23.
-    assert background.increment.ravel().tolist() == nearest
+    assert interpolation.increment.ravel().tolist() == nearest
 
 
 def test_fit_covariance_is_unbiased() -> None:
@@ -84,55 +86,57 @@ def test_fit_of_float32_is_that_of_float64() -> None:
     np.testing.assert_array_equal(single.factor, double.factor)
 
 
-def test_forecast_value(background: Background) -> None:
+def test_forecast_value(interpolation: OptimalInterpolation) -> None:
     """Persistence plus the mean change; float32 comes out as float64."""
     previous = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
-    forecast = background.forecast(previous, 6)
+    forecast = interpolation.forecast(previous, 6)
     assert forecast.dtype == np.float64
-    np.testing.assert_array_equal(forecast, previous.astype(np.float64) + background.increment[6])
+    np.testing.assert_array_equal(forecast, previous.astype(np.float64) + interpolation.increment[6])
 
 
-def test_update_mean_is_kalman(background: Background, observations: Observations) -> None:
+def test_update_mean_is_kalman(interpolation: OptimalInterpolation, observations: Observations) -> None:
     """Without noise: x_b + K (y - H x_b)."""
-    _, h, gain = matrices(background, observations)
-    mean = background.forecast(np.ones(SHAPE), 18)
+    _, h, gain = matrices(interpolation, observations)
+    mean = interpolation.forecast(np.ones(SHAPE), 18)
     expected = mean.ravel() + gain @ (observations.value.double().numpy() - h @ mean.ravel())
-    analysis = background.update(mean[None], observations, np.zeros((1, 5)))
+    analysis = interpolation.update(mean[None], observations, np.zeros((1, 5)))
     np.testing.assert_allclose(analysis.ravel(), expected, **CLOSE)
 
 
-def test_update_covariance_is_kalman(background: Background, observations: Observations) -> None:
+def test_update_covariance_is_kalman(interpolation: OptimalInterpolation, observations: Observations) -> None:
     """The update is affine in z and e: unit vectors give the members' covariance exactly, and it is (I - K H) B."""
-    b, h, gain = matrices(background, observations)
-    t, mean = len(background.factor), background.forecast(np.ones(SHAPE), 18)
-    prior = np.concatenate([mean + background.factor, np.broadcast_to(mean, (5, *SHAPE))])
+    b, h, gain = matrices(interpolation, observations)
+    t, mean = len(interpolation.factor), interpolation.forecast(np.ones(SHAPE), 18)
+    prior = np.concatenate([mean + interpolation.factor, np.broadcast_to(mean, (5, *SHAPE))])
     noise = np.concatenate([np.zeros((t, 5)), np.eye(5)])
-    still = background.update(mean[None], observations, np.zeros((1, 5)))
-    columns = (background.update(prior, observations, noise) - still).reshape(t + 5, SIZE)
+    still = interpolation.update(mean[None], observations, np.zeros((1, 5)))
+    columns = (interpolation.update(prior, observations, noise) - still).reshape(t + 5, SIZE)
     np.testing.assert_allclose(columns.T @ columns, (np.eye(SIZE) - gain @ h) @ b, **CLOSE)
 
 
-def test_ensemble_is_the_update_of_its_draws(background: Background, observations: Observations) -> None:
+def test_ensemble_is_the_update_of_its_draws(interpolation: OptimalInterpolation, observations: Observations) -> None:
     """z first, then e, one row a member, all from the generator given."""
     previous = np.ones(SHAPE)
-    members = background.ensemble(previous, 0, observations, 4, np.random.default_rng(7))
+    members = interpolation.ensemble(previous, 0, observations, 4, np.random.default_rng(7))
     generator = np.random.default_rng(7)
-    z = generator.standard_normal((4, len(background.factor)))
-    prior = background.forecast(previous, 0) + np.einsum("mt,tchw->mchw", z, background.factor)
-    expected = background.update(prior, observations, generator.standard_normal((4, 5)))
+    z = generator.standard_normal((4, len(interpolation.factor)))
+    prior = interpolation.forecast(previous, 0) + np.einsum("mt,tchw->mchw", z, interpolation.factor)
+    expected = interpolation.update(prior, observations, generator.standard_normal((4, 5)))
     assert members.shape == (4, *SHAPE)
     np.testing.assert_allclose(members, expected, **CLOSE)
-    free = background.ensemble(previous, 0, None, 4, np.random.default_rng(7))
+    free = interpolation.ensemble(previous, 0, None, 4, np.random.default_rng(7))
     np.testing.assert_allclose(free, prior, **CLOSE)
 
 
-def test_ensemble_without_observations_left_is_the_forecast(background: Background, observations: Observations) -> None:
+def test_ensemble_without_observations_left_is_the_forecast(
+    interpolation: OptimalInterpolation, observations: Observations
+) -> None:
     """Zero observations are no observations."""
     none = Observations(
         observations.value[:0], observations.variance[:0], observations.index[:0], observations.weight[:0], SHAPE
     )
-    got = background.ensemble(np.ones(SHAPE), 0, none, 3, np.random.default_rng(7))
-    np.testing.assert_array_equal(got, background.ensemble(np.ones(SHAPE), 0, None, 3, np.random.default_rng(7)))
+    got = interpolation.ensemble(np.ones(SHAPE), 0, none, 3, np.random.default_rng(7))
+    np.testing.assert_array_equal(got, interpolation.ensemble(np.ones(SHAPE), 0, None, 3, np.random.default_rng(7)))
 
 
 def test_fit_invalid_not_finite() -> None:
@@ -148,8 +152,8 @@ def test_fit_invalid_too_few_pairs() -> None:
 
 
 @pytest.mark.parametrize("hour", [-1, 24])
-def test_forecast_invalid_hour(background: Background, hour: int) -> None:
+def test_forecast_invalid_hour(interpolation: OptimalInterpolation, hour: int) -> None:
     with pytest.raises(ValueError, match=f"hours of day must be 0..23, got {hour}"):
-        background.forecast(np.zeros(SHAPE), hour)
+        interpolation.forecast(np.zeros(SHAPE), hour)
     with pytest.raises(ValueError, match=r"hours of day must be 0\.\.23"):
         fit(np.zeros((3, 1, 1, 1)), np.zeros((3, 1, 1, 1)), np.array([0, hour, 2]))

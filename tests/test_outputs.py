@@ -21,7 +21,7 @@ from storm_ref.workbench.run.trial import TrialSettings, run_trial
 
 PADDED = (2, 3)
 DRAWING = DrawSettings(members=2, seed=3, obs_std=0.5, sampler_steps=3)
-TRAINING = TrainSettings(width=8, depth=1, frames=2, rank=10, steps=2, batch=4)
+TRAINING = TrainSettings(width=8, depth=1, frames=2, covariance_rank=10, steps=2, batch=4)
 ABOUT = {"command": "python -m storm_ref assimilate", "source": "storm_ref 0 (torch 0)", "seed": "3"}
 PICTURES = ("maps.png", "spread.png", "crps.png")
 

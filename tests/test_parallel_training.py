@@ -1,4 +1,4 @@
-"""The workbench on many ranks: training, checkpoints free of the mesh, and analyses, beside the serial run of each."""
+"""The workbench on many ranks against one process: training, mesh-independent checkpoints, and analyses."""
 
 import copy
 import json
@@ -15,12 +15,12 @@ import synthetic
 import torch
 from torch import Tensor
 
-from storm_ref.parallel.mesh import Mesh
+from storm_ref.parallel.mesh import CollectiveError, Mesh, World
 from storm_ref.parallel.pool import Pool, RankError, world_of
+from storm_ref.parallel.shard import place_whole
 from storm_ref.workbench.io import checkpoints
 from storm_ref.workbench.prior.model import Model, read_tensors, write_tensors
 from storm_ref.workbench.run.analysis import DrawSettings, analyse, cycle, observe
-from storm_ref.workbench.run.parallel_training import train_shared
 from storm_ref.workbench.run.training import Samples, TrainSettings, prepare, train
 
 pytestmark = pytest.mark.distributed
@@ -28,18 +28,31 @@ pytestmark = pytest.mark.distributed
 Pools = Callable[..., Pool]
 
 SETTINGS = TrainSettings(
-    patch=(3, 4), width=16, heads=2, depth=2, frames=2, rank=10, steps=8, batch=4, warmup=5, mix=2, rate=1e-3,
-    tile=(6, 8), halo=(3, 4),
-)  # fmt: skip
+    patch=(3, 4),
+    width=16,
+    heads=2,
+    depth=2,
+    frames=2,
+    covariance_rank=10,
+    steps=8,
+    batch=4,
+    learning_rate=1e-3,
+    warmup=5,
+    mixed_transitions=2,
+    tile=(6, 8),
+    halo=(3, 4),
+)
 FIELDS = synthetic.fields()
 WHEN = FIELDS.time[60:62]
 
 
-_prepared = cache(lambda settings: prepare(FIELDS, FIELDS.time[8:60], synthetic.STEP, settings))
+@cache
+def _prepared(settings: TrainSettings) -> tuple[Model, Samples]:
+    return prepare(FIELDS, FIELDS.time[8:60], synthetic.STEP, settings)
 
 
 def made(settings: TrainSettings = SETTINGS) -> tuple[Model, Samples]:
-    """An untrained model of one's own."""
+    """Return a fresh copy of the untrained model and its samples."""
     return copy.deepcopy(_prepared(settings))
 
 
@@ -51,18 +64,18 @@ def told(model: Model) -> Trained:
 
 
 def shared(mesh: Mesh, settings: TrainSettings = SETTINGS, path: Path | None = None, **rest: Any) -> Trained:
-    """In a rank."""
-    return told(train_shared(*made(settings), settings, world_of(mesh), None, path, **rest))
+    """Do the work of one rank."""
+    return told(train(*made(settings), settings, checkpoint=path, world=world_of(mesh), **rest))
 
 
 def run(pools: Pools, text: str, *rest: Any, **words: Any) -> Trained:
-    """Of the first rank; the others have the same bits."""
+    """Train on a mesh and return the result of the first rank, whose bits the others have."""
     mesh = Mesh.parse(text)
-    found = pools(mesh.size).run(_work, mesh, rest, words)
-    for other in found[1:]:
-        assert other[:2] == found[0][:2]
-        assert all(torch.equal(value, found[0][2][name]) for name, value in other[2].items())
-    return found[0]  # type: ignore[no-any-return]
+    first, *others = pools(mesh.size).run(_work, mesh, rest, words)
+    for other in others:
+        assert other[:2] == first[:2]
+        assert all(torch.equal(value, first[2][name]) for name, value in other[2].items())
+    return first  # type: ignore[no-any-return]
 
 
 def _work(mesh: Mesh, rest: tuple[Any, ...], words: dict[str, Any]) -> Trained:
@@ -74,39 +87,45 @@ def serial() -> Trained:
     return told(train(*made(), SETTINGS))
 
 
-@pytest.mark.parametrize(
-    "mesh", ["ddp=1", "ddp=2", "fsdp=2", "tile=2", "tp=2", "ddp=2,fsdp=2", "tile=4", "fsdp=2,tp=2"]
-)
-def test_train_shared_has_the_serial_losses(pools: Pools, serial: Trained, mesh: str) -> None:
-    """[PAR-12], [PAR-13]: every loss and every judgement, to a few units of float32's rounding; 1.5e-7 is seen.
+def test_train_on_one_rank_has_the_serial_bits(pools: Pools, serial: Trained) -> None:
+    """A mesh of one rank with process groups has the bits of a process without any."""
+    losses, held_back, weights = run(pools, "ddp=1")
+    assert losses == serial[0]
+    assert held_back == serial[1]
+    assert all(torch.equal(value, weights[name]) for name, value in serial[2].items())
 
-    Weights may part further: Adam divides gradients by their size, also those that are rounding alone.
+
+@pytest.mark.parametrize("mesh", ["ddp=2", "fsdp=2", "tile=2", "tp=2", "ddp=2,fsdp=2", "tile=4", "fsdp=2,tp=2"])
+def test_train_on_ranks_has_the_serial_losses(pools: Pools, serial: Trained, mesh: str) -> None:
+    """[PAR-12], [PAR-13] All losses agree to a few units of rounding in float32; 1.5e-7 is observed.
+
+    Weights may differ more: Adam divides gradients by their size, even those that are only rounding.
     """
     losses, held, _ = run(pools, mesh)
     assert np.allclose(losses, serial[0], rtol=1e-6)
     assert np.allclose(held, serial[1], rtol=1e-6)
 
 
-def test_train_shared_recomputing_changes_no_bit(pools: Pools) -> None:
-    plain, again = (run(pools, "fsdp=2,tile=2", save_memory=twice) for twice in (False, True))
+def test_train_on_ranks_recomputing_changes_no_bit(pools: Pools) -> None:
+    plain, again = (run(pools, "fsdp=2,tile=2", activation_checkpointing=twice) for twice in (False, True))
     assert plain[0] == again[0]
     assert all(torch.equal(value, again[2][name]) for name, value in plain[2].items())
 
 
-def test_train_shared_resumes_to_the_same_bits(pools: Pools, tmp_path: Path) -> None:
-    """[PAR-17]: on the same mesh, stopped twice."""
+def test_train_on_ranks_resumes_to_the_same_bits(pools: Pools, tmp_path: Path) -> None:
+    """[PAR-17] A run that was stopped twice ends with the bits of one that was not, on the same mesh."""
     settings = replace(SETTINGS, depth=1, steps=5)
     whole = run(pools, "fsdp=2,tp=2", settings)
     for stop in (2, 4, None):
-        found = run(pools, "fsdp=2,tp=2", settings, tmp_path / "state", stop=stop)
-    assert found[:2] == whole[:2]
-    assert all(torch.equal(value, found[2][name]) for name, value in whole[2].items())
+        resumed = run(pools, "fsdp=2,tp=2", settings, tmp_path / "state", stop=stop)
+    assert resumed[:2] == whole[:2]
+    assert all(torch.equal(value, resumed[2][name]) for name, value in whole[2].items())
     assert os.listdir(tmp_path) == ["state"]
 
 
 @pytest.mark.parametrize("first", ["folder", "file"])
-def test_train_shared_resumes_on_any_mesh_and_none(pools: Pools, serial: Trained, tmp_path: Path, first: str) -> None:
-    """[PAR-17]: ranks, one process, other ranks, one after another from one checkpoint, and back."""
+def test_train_on_ranks_resumes_on_any_mesh_and_none(pools: Pools, serial: Trained, tmp_path: Path, first: str) -> None:
+    """[PAR-17] Ranks, one process and other ranks resume one after another from the same checkpoint."""
     path = tmp_path / "state"
     stages = ["ddp=2,fsdp=2", "", "tile=2,tp=2", "", "fsdp=2"]
     for step, mesh in enumerate(stages if first == "folder" else stages[1:], 2):
@@ -120,7 +139,7 @@ def test_train_shared_resumes_on_any_mesh_and_none(pools: Pools, serial: Trained
 
 
 def test_checkpoint_holds_whole_tensors_under_serial_names(pools: Pools, tmp_path: Path) -> None:
-    """[PAR-17]: what ranks wrote is what one process writes, moments and random numbers among it."""
+    """[PAR-17] Ranks write what one process writes, including moments and the state of the generator."""
     run(pools, "tile=2,tp=2", SETTINGS, tmp_path / "ranks", stop=1)
     train(*made(), SETTINGS, checkpoint=tmp_path / "one", stop=1)
     kind = "storm-ref training state 2"
@@ -136,12 +155,12 @@ def test_checkpoint_holds_whole_tensors_under_serial_names(pools: Pools, tmp_pat
     assert (ranks[moments[0]] - one[moments[0]]).abs().max() <= 1e-5 * scale
 
 
-def test_train_shared_invalid_checkpoints(pools: Pools, tmp_path: Path) -> None:
-    """Of other settings, half of one, and something else: refused on every rank; what is there stays."""
+def test_train_on_ranks_invalid_checkpoints(pools: Pools, tmp_path: Path) -> None:
+    """A checkpoint that is incomplete, of other settings or of another kind is refused on every rank."""
     path = tmp_path / "state"
     run(pools, "tile=2", SETTINGS, path, stop=1)
     for other, text in (
-        (replace(SETTINGS, rate=2e-3), "other settings"),
+        (replace(SETTINGS, learning_rate=2e-3), "other settings"),
         (replace(SETTINGS, width=32), "other settings"),
     ):
         with pytest.raises(RankError, match=text):
@@ -161,6 +180,25 @@ def test_train_shared_invalid_checkpoints(pools: Pools, tmp_path: Path) -> None:
         run(pools, "tile=2", SETTINGS, tmp_path / "model")
 
 
+def test_place_whole_invalid_shape() -> None:
+    """A checkpoint of a smaller network is refused, not broadcast."""
+    with pytest.raises(ValueError, match=r"final\.bias has shape \(1,\) on a rank, and \(3,\) in the network"):
+        place_whole("final.bias", torch.ones(1), torch.zeros(3), World.alone())
+
+
+def test_alone_is_a_world_of_one() -> None:
+    """Sums are identities, an error is raised at once, and there is no other rank to wait for."""
+    world = World.alone()
+    assert str(world.mesh) == "ddp=1,fsdp=1,tile=1,tp=1"
+    assert world.is_main and world.share(5) == range(5)
+    assert world.sum(torch.tensor([1.5, 2.0]), "ddp", "fsdp", "tile", "tp").tolist() == [1.5, 2.0]
+    world.raise_together(None)
+    with pytest.raises(CollectiveError, match="no space"):
+        world.raise_together("no space")
+    assert world.unresponsive_ranks() == []
+    world.close()
+
+
 def test_write_folder_invalid_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match="file"):
@@ -176,8 +214,8 @@ def test_write_folder_invalid_place(tmp_path: Path) -> None:
         ("ddp=4", {"batch": 3}, "4 data ranks for 3 samples"),
     ],
 )
-def test_train_shared_invalid_shares(pools: Pools, mesh: str, change: dict[str, Any], text: str) -> None:
-    """[PAR-4]"""
+def test_train_on_ranks_invalid_shares(pools: Pools, mesh: str, change: dict[str, Any], text: str) -> None:
+    """[PAR-4] A mesh that would leave a rank without work is refused before training."""
     with pytest.raises(RankError, match=text):
         run(pools, mesh, replace(SETTINGS, **change))
 
@@ -189,10 +227,10 @@ def drawn(model: Model, guidance: str, cycled: bool) -> Tensor:
 
 
 def drawn_shared(mesh: Mesh, state: dict[str, Tensor], guidance: str, cycled: bool) -> Tensor:
-    """In a rank."""
+    """Do the work of one rank."""
     model, _ = made()
     model.network.load_state_dict(state)
-    return drawn(model.spread(world_of(mesh)), guidance, cycled)
+    return drawn(model.shard(world_of(mesh)), guidance, cycled)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +238,13 @@ def drawn_shared(mesh: Mesh, state: dict[str, Tensor], guidance: str, cycled: bo
 )
 @pytest.mark.parametrize("mesh", ["fsdp=2", "tile=4", "ddp=2,tile=2", "fsdp=2,tp=2"])
 def test_analyses_are_the_serial_ones(pools: Pools, serial: Trained, mesh: str, guidance: str, cycled: bool) -> None:
-    """[PAR-18]: five members over two data ranks; in a cycle each lives on its own past, wherever it was drawn."""
+    """[PAR-18] Members are those of one process; in a cycle each has its own past, on whatever rank it was drawn."""
     model, _ = made()
     model.network.load_state_dict(serial[2])
-    want, size = drawn(model, guidance, cycled), Mesh.parse(mesh).size
-    found = pools(size).run(drawn_shared, Mesh.parse(mesh), serial[2], guidance, cycled)
-    assert all(torch.equal(other, found[0]) for other in found)
+    expected = drawn(model, guidance, cycled)
+    ranks = Mesh.parse(mesh)
+    first, *others = pools(ranks.size).run(drawn_shared, ranks, serial[2], guidance, cycled)
+    assert all(torch.equal(other, first) for other in others)
     # float32's unit round-off times the condition of five guided steps: conjugate gradients stop at 1e-3.
     limit = 1e-6 if guidance == "covariance" else 1e-4
-    assert float((found[0] - want).abs().max()) <= limit * float(want.abs().max())
+    assert float((first - expected).abs().max()) <= limit * float(expected.abs().max())

@@ -4,7 +4,6 @@ Whole training is minutes long, so its beginning stands for it: the first losses
 records. Rounding differs between processors and grows as training goes on; over the first steps it stays below 1e-3.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from storm_ref.workbench.cli.commands import WEIGHTS, WORLD, WORLD_SPLIT, _parser, _training
 from storm_ref.workbench.io import data
 from storm_ref.workbench.prior import model
-from storm_ref.workbench.run.training import TrainSettings, prepare, train
+from storm_ref.workbench.run.training import TrainSettings, prepare, stored_settings, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,12 +21,12 @@ ROOT = Path(__file__).parents[1]
 def test_weights_carry_their_command() -> None:
     """The README's and the Makefile's training command has the settings that the file records."""
     for text in ((ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()):
-        found = re.search(r"-m storm_ref (train (?:[^\n]*\\\n)*[^\n]*storm_tiny.safetensors)", text)
-        assert found is not None
-        words = found[1].replace("\\\n", " ").split()
-        settings = json.loads(json.dumps(_training(_parser().parse_args(words)).__dict__))
+        command = re.search(r"-m storm_ref (train (?:[^\n]*\\\n)*[^\n]*storm_tiny.safetensors)", text)
+        assert command is not None
+        words = command[1].replace("\\\n", " ").split()
+        settings = stored_settings(_training(_parser().parse_args(words)))
         # A setting younger than the file has there the value that it has by default.
-        recorded = json.loads(json.dumps(TrainSettings().__dict__)) | model.load(WEIGHTS).training["settings"]
+        recorded = stored_settings(TrainSettings()) | model.load(WEIGHTS).training["settings"]
         assert settings == recorded
 
 
@@ -38,7 +37,7 @@ def test_weights_and_world_are_small() -> None:
 
 
 def test_weights_learnt_something() -> None:
-    """The network, not the climate alone: the loss on the held-back part falls by a third."""
+    """The network, not the background alone: the loss on the held-back part falls by a third."""
     held = model.load(WEIGHTS).training["held_back"]
     assert min(loss for _, loss in held) < 0.67 * held[0][1]
 
@@ -49,12 +48,12 @@ def test_weights_training_begins_as_recorded() -> None:
     fields = data.read(WORLD)
     split = np.datetime64(WORLD_SPLIT)
     settings = _training(_parser().parse_args(_command()))
-    when = data.targets(fields.time, recorded.step, None, split, settings.frames)
-    again = train(*prepare(fields, when, recorded.step, settings), settings, stop=8)
+    when = data.targets(fields.time, recorded.time_step, None, split, settings.frames)
+    again = train(*prepare(fields, when, recorded.time_step, settings), settings, stop=8)
     np.testing.assert_allclose(again.training["losses"], recorded.training["losses"][:8], rtol=1e-3)
 
 
 def _command() -> list[str]:
-    found = re.search(r"-m storm_ref (train .*storm_tiny.safetensors)", (ROOT / "Makefile").read_text())
-    assert found is not None
-    return found[1].split()
+    command = re.search(r"-m storm_ref (train .*storm_tiny.safetensors)", (ROOT / "Makefile").read_text())
+    assert command is not None
+    return command[1].split()

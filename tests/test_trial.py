@@ -1,4 +1,4 @@
-"""The trial on a small synthetic weather, whose scores have to come out in the right order."""
+"""The trial on synthetic weather, whose scores must come out in the right order."""
 
 from dataclasses import replace
 
@@ -14,14 +14,19 @@ from storm_ref.workbench.run.training import TrainSettings
 from storm_ref.workbench.run.trial import TrialResult, TrialSettings, run_trial
 
 SETTINGS = TrialSettings(
-    synthetic.SPLIT, synthetic.STEP, (0.0, 0.2, 0.5), None, DrawSettings(members=6, obs_std=0.1, sampler_steps=12),
-    TrainSettings(patch=(3, 4), width=16, heads=2, depth=1, frames=2, rank=40, steps=10, batch=4, warmup=5),
-)  # fmt: skip
+    split=synthetic.SPLIT,
+    time_step=synthetic.STEP,
+    fractions=(0.0, 0.2, 0.5),
+    drawing=DrawSettings(members=6, obs_std=0.1, sampler_steps=12),
+    training=TrainSettings(
+        patch=(3, 4), width=16, heads=2, depth=1, frames=2, covariance_rank=40, steps=10, batch=4, warmup=5
+    ),
+)
 
 
 @pytest.fixture(scope="module")
 def result() -> TrialResult:
-    """Two variables, some of it missing; 15 days for training and 5 for the test."""
+    """Run a trial with two variables and gaps, 15 days for training and 5 for the test."""
     return run_trial(synthetic.fields(gaps=True), SETTINGS)
 
 
@@ -33,7 +38,7 @@ def test_run_trial_analyses_the_test_part_every_step(result: TrialResult) -> Non
 
 
 def test_run_trial_observes_the_fraction_at_valid_points(result: TrialResult) -> None:
-    """0.2 of the points valid in both variables, both variables at each; no point for the forecast."""
+    """Both variables are observed at 0.2 of the points that are valid in both, and none for the forecast."""
     f = synthetic.fields(gaps=True)
     for k, t in enumerate(result.time):
         valid = f.valid[np.searchsorted(f.time, t)].all(0)
@@ -45,7 +50,7 @@ def test_run_trial_observes_the_fraction_at_valid_points(result: TrialResult) ->
 
 
 def test_run_trial_scores_are_those_of_its_arrays(result: TrialResult) -> None:
-    """At valid points not observed, weighted by area: computed here again from the arrays."""
+    """Scores recomputed from the arrays, at valid points not observed and weighted by area, are the same."""
     f = synthetic.fields(gaps=True)
     valid = torch.from_numpy(f.valid[np.searchsorted(f.time, result.time)])
     weight = np.cos(np.deg2rad(f.latitude))[:, None] * np.ones((20, 12, 16))
@@ -73,7 +78,7 @@ def test_run_trial_headline_is_in_training_deviations(result: TrialResult) -> No
 
 
 def test_run_trial_order_of_the_methods(result: TrialResult) -> None:
-    """Observations help, more of them more; ours is ahead of persistence and optimal interpolation, and calibrated."""
+    """More observations help more; the model beats persistence and optimal interpolation, and is calibrated."""
     scores = result.scores
     ours = scores["fractions"]
     assert ours["0.5"]["crps"] < ours["0.2"]["crps"] < 0.8 * ours["0.0"]["crps"]
@@ -100,7 +105,7 @@ def test_run_trial_repeats_with_its_seeds(result: TrialResult) -> None:
 
 
 def test_run_trial_does_not_look_at_what_it_scores(result: TrialResult) -> None:
-    """The truth at the last time enters its analysis at observed points alone; without observations not at all."""
+    """The truth at the last time enters its analysis only at observed points."""
     f = synthetic.fields(gaps=True)
     moved = f.values.copy()
     hidden = (~result.observed[0.2][-1]).numpy()
@@ -111,7 +116,7 @@ def test_run_trial_does_not_look_at_what_it_scores(result: TrialResult) -> None:
 
 
 def test_run_trial_network_off_is_reported(result: TrialResult) -> None:
-    """Ten steps of training move the analysis, a little: the Gaussian's table is another, and near."""
+    """Ten steps of training change the analysis a little, and the Gaussian's scores not at all."""
     ours, alone = result.scores["fractions"]["0.2"]["crps"], result.scores["gaussian"]["fractions"]["0.2"]["crps"]
     assert ours == pytest.approx(alone, rel=0.2)
     assert ours != alone
@@ -122,7 +127,7 @@ def test_run_trial_network_off_is_reported(result: TrialResult) -> None:
 
 
 def test_run_trial_on_a_globe_by_tiles() -> None:
-    """Periodic, one variable, four tiles with halos, with the network trained."""
+    """A trial runs on a periodic grid with one variable and four tiles."""
     tiling = Tiling.of((12, 16), (6, 8), (3, 4), (3, 4), True, (3, 4))
     s = replace(SETTINGS, fractions=(0.0, 0.2), drawing=replace(SETTINGS.drawing, tiling=tiling))
     scores = run_trial(synthetic.fields(1, periodic=True), s).scores

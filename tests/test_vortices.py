@@ -1,4 +1,4 @@
-"""Vortex tracks: the vorticity of known flows, and a vortex that moves as it was made to."""
+"""Vortex tracks: the vorticity of known flows, and the paths of vortices that move in a known way."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ LONGITUDE = np.arange(64) * 5.625
 
 
 def _vortex(centres: list[tuple[float, float]], sign: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Winds [T, H, W] about moving centres, falling off as a Gaussian of 8 degrees, periodic in longitude."""
+    """Return winds [T, H, W] about moving centres that fall off as a Gaussian of 8 degrees, periodic in longitude."""
     u, v = [], []
     for lat, lon in centres:
         dy = (LATITUDE - lat)[:, None]
@@ -69,8 +69,8 @@ def test_follow_intensity_is_the_largest_wind_near() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_strongest_finds_the_sign_and_place(sign: int) -> None:
     u, v = _vortex([(41.25, 112.5)], sign)
-    i, j, found = strongest(vorticity(u, v, LATITUDE, LONGITUDE, True)[0], LATITUDE)
-    assert found == sign
+    i, j, strongest_sign = strongest(vorticity(u, v, LATITUDE, LONGITUDE, True)[0], LATITUDE)
+    assert strongest_sign == sign
     assert abs(LATITUDE[i] - 41.25) <= 2.5
     assert abs(LONGITUDE[j] - 112.5) <= 5.625
 

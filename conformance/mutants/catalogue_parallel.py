@@ -132,7 +132,7 @@ def _fsdp_first(self: World) -> int:
 
 
 _COUNT = 'world.sum(count, "ddp", "fsdp", *(["tile"] if sharded else []))'
-_SCALE = "world.mesh.data / count.to(own) * own"
+_SCALE = "count.to(own) / world.mesh.data"
 _CUT = 'world.sum(squares[True].to(world.device), "tp")'
 _REST = "parts + squares[False].to(world.device)"
 _RANGE = "range(rank * count // ranks, (rank + 1) * count // ranks)"
@@ -195,11 +195,11 @@ PARALLEL = chapter(
     ("loss_mean_of_ranks", "the loss is the mean of the data ranks' means, whatever their numbers of valid points",
      "PAR-12",
      _edited(shard, "scaled_loss", _COUNT, 'world.sum(count, *(["tile"] if sharded else []))',
-             _SCALE, "1 / count.to(own) * own")),
+             _SCALE, "count.to(own)")),
     ("loss_mean_of_tile_ranks", "the loss is the mean of the tile ranks' means, whatever their numbers of valid points",
      "PAR-12",
      _edited(shard, "scaled_loss", _COUNT, 'world.sum(count, "ddp", "fsdp")',
-             _SCALE, "world.mesh.data / (count.to(own) * world.mesh.tile) * own")),
+             _SCALE, "count.to(own) * world.mesh.tile / world.mesh.data")),
     ("tile_gradients_averaged", "gradients are averaged over tile ranks", "PAR-13",
      _edited(shard, "sum_tile_gradients", "total.view_as(gradient)", "total.view_as(gradient) / world.mesh.tile")),
     ("tile_gradients_not_summed", "each tile rank goes on with the gradient of its own tiles", "PAR-13",

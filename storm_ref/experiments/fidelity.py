@@ -147,18 +147,18 @@ def trained(
 ) -> Subject:
     """A trained model at true states of the times `when`. Raises ValueError when the fields are not of its kind."""
     model.check(fields)
-    found = [history(fields.time, t, model.frames, model.step) for t in when]
+    found = [history(fields.time, t, model.frames, model.time_step) for t in when]
     values = torch.from_numpy(fields.values)
     index = np.stack([i for i, _ in found])
-    past = torch.stack([model.climate.anomalies(values[i], fields.time[i]) for i in index])
-    shown = (past / model.climate.anomaly_std[:, None, None]).float()
+    past = torch.stack([model.background.anomalies(values[i], fields.time[i]) for i in index])
+    shown = (past / model.background.anomaly_std[:, None, None]).float()
     static = torch.stack([model.forcing(fields.time[i]) for i in index])
     age = torch.from_numpy(np.stack([a for _, a in found]))
     with torch.no_grad():
         memory = model.network.compress(shown, static, age, model.position)
     told = Condition(model.forcing(when), memory, model.position[None], model.periodic)
     now = values[np.searchsorted(fields.time, when)].double()
-    states = (now - model.climate.background(past, when)) / model.climate.departure_std[:, None, None]
+    states = (now - model.background.predict(past, when)) / model.background.departure_std[:, None, None]
     core = core or default_core(model)
     return Subject("trained", model.network, told, model.covariance, core, states, model.latitude)
 
@@ -733,7 +733,7 @@ def _run_trained(
     progress: Progress | None,
 ) -> dict[str, Any]:
     model, fields = load(model_path), read(data)
-    found = targets(fields.time, model.step, np.datetime64(start), None, model.frames)
+    found = targets(fields.time, model.time_step, np.datetime64(start), None, model.frames)
     when = found[np.linspace(0, len(found) - 1, sizes.times).round().astype(int)]
     subject, patch, steps = trained(model, fields, when), max(model.config.patch), min(sizes.apart)
     halos = [

@@ -137,6 +137,11 @@ class World:
         for group in (dist.group.WORLD, *(self.group(axis) for axis in AXES)):
             limit_wait(group, timeout)
 
+    @staticmethod
+    def alone() -> "World":
+        """The world of a single process that belongs to no process group: a mesh of one rank."""
+        return _Alone()
+
     def group(self, axis: str) -> dist.ProcessGroup:
         """The ranks that differ from this one in `axis` alone, in the order of the axis."""
         return self.devices.get_group(axis)
@@ -197,6 +202,24 @@ class World:
 def limit_wait(group: dist.ProcessGroup | None, timeout: float) -> None:
     """Let the ranks of a process group wait for one another for at most `timeout` seconds from now on."""
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
+
+
+class _Alone(World):
+    """A world of one rank without process groups, where every sum over ranks is the identity."""
+
+    def __init__(self) -> None:
+        self.mesh = Mesh()
+        self.device = torch.device("cpu")
+        self.rank = 0
+        self.store = None
+        self.coordinates = self.mesh.coordinates(0)
+
+    def raise_together(self, error: str | None) -> None:
+        if error is not None:
+            raise CollectiveError(error)
+
+    def close(self) -> None:
+        pass
 
 
 def start(mesh: Mesh, timeout: float = TIMEOUT, device: str | None = None) -> World:

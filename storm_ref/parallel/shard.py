@@ -98,7 +98,7 @@ def scaled_loss(
     count = world.sum(count, "ddp", "fsdp", *(["tile"] if sharded else []))
     if int(count) == 0:
         raise ValueError("no point is valid: a loss over nothing is not zero; leave the sample out")
-    return world.mesh.data / count.to(own) * own
+    return own / (count.to(own) / world.mesh.data)
 
 
 def whole_loss(loss: Float[Tensor, ""], world: World, sharded: bool = True) -> float:
@@ -136,7 +136,9 @@ def gradient_norm(network: nn.Module, world: World) -> Float[Tensor, ""]:
 
 
 def clip_gradients(network: nn.Module, most: float, world: World) -> Float[Tensor, ""]:
-    """Scale the gradient to a norm of at most `most`, as torch.nn.utils.clip_grad_norm_ does, and return its norm."""
+    """Scale the gradient so that its norm is at most `most`, as torch.nn.utils.clip_grad_norm_; returns the norm."""
+    if world.mesh.size == 1:  # torch's own, so that a mesh of one has the bits of a serial program
+        return torch.nn.utils.clip_grad_norm_(network.parameters(), most)
     norm = gradient_norm(network, world)
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     for weight in network.parameters():
@@ -158,8 +160,13 @@ def gather_whole(name: str, part: Tensor, world: World) -> Tensor:
 
 @torch.no_grad()
 def place_whole(name: str, whole: Tensor, part: Tensor, world: World) -> None:
-    """Fill this rank's part of a weight, or of a tensor sharded like it, from the whole, [PAR-17]."""
+    """Fill this rank's `part` of a weight, or of something cut like it, from the whole, [PAR-17].
+
+    Raises ValueError when the whole has another shape than the network's weight.
+    """
     own = cut(name, whole, world.mesh.tp, world.coordinates["tp"])
+    if own.shape != part.shape:
+        raise ValueError(f"{name} has shape {tuple(own.shape)} on a rank, and {tuple(part.shape)} in the network")
     if isinstance(part, DTensor):
         rows = -(-len(own) // world.mesh.fsdp)
         own = own[rows * world.coordinates["fsdp"] : rows * (world.coordinates["fsdp"] + 1)]

@@ -39,8 +39,7 @@ from storm_ref.workbench.prior import model as models
 from storm_ref.workbench.prior.model import Model
 from storm_ref.workbench.run.analysis import GUIDANCE, DrawSettings, analyse, counter, cycle, score_table
 from storm_ref.workbench.run.demonstration import DemonstrationSettings, demonstrate
-from storm_ref.workbench.run.parallel_training import check_shares, train_shared
-from storm_ref.workbench.run.training import Samples, TrainSettings, prepare, train
+from storm_ref.workbench.run.training import Samples, TrainSettings, check_shares, prepare, train
 from storm_ref.workbench.run.trial import TrialSettings, run_trial
 
 __all__ = ["main"]
@@ -242,9 +241,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         ("batch", "transitions a step"),
         ("mix", "transitions mixed into one; 1 is none"),
     ):
-        default = getattr(plain, {"train-steps": "steps"}.get(name, name))
+        fields = {"train-steps": "steps", "rank": "covariance_rank", "mix": "mixed_transitions"}
+        default = getattr(plain, fields.get(name, name))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
-    parser.add_argument("--rate", type=float, default=plain.rate, metavar="R", help="learning rate")
+    parser.add_argument("--rate", type=float, default=plain.learning_rate, metavar="R", help="learning rate")
     told = "tell the network the season, or not (default: when the record covers a year)"
     parser.add_argument("--season", action=argparse.BooleanOptionalAction, default=None, help=told)
 
@@ -393,8 +393,14 @@ def _drawing(arguments: argparse.Namespace, fields: Fields, patch: tuple[int, in
 
 
 def _training(arguments: argparse.Namespace) -> TrainSettings:
-    names = ("patch", "frames", "width", "depth", "rank", "batch", "mix", "rate", "season", "seed")
-    return TrainSettings(steps=arguments.train_steps, **{name: getattr(arguments, name) for name in names})
+    names = ("patch", "frames", "width", "depth", "batch", "season", "seed")
+    return TrainSettings(
+        steps=arguments.train_steps,
+        covariance_rank=arguments.rank,
+        learning_rate=arguments.rate,
+        mixed_transitions=arguments.mix,
+        **{name: getattr(arguments, name) for name in names},
+    )
 
 
 def _train(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
@@ -416,11 +422,9 @@ def _train(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
 
     prepared, console = _together(world, read), _console(world)
     with shown(console) as progress:
-        if world is None:
-            model = train(*prepared, settings, progress, checkpoint)
-        else:
-            spread = {"save_memory": arguments.recompute}
-            model = train_shared(*prepared, settings, world, progress, checkpoint, **spread)
+        model = train(
+            *prepared, settings, progress, checkpoint, world=world, activation_checkpointing=arguments.recompute
+        )
 
     def write() -> None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -460,7 +464,7 @@ def _assimilate(arguments: argparse.Namespace, about: Mapping[str, str]) -> None
 
     model, fields, drawing = _together(world, read)
     if world is not None:
-        model = model.spread(world)
+        model = model.shard(world)
     console = _console(world)
     written: list[Path] = []
     if arguments.stations or arguments.mask:
@@ -515,7 +519,7 @@ def _stations(arguments: argparse.Namespace, model: Model, fields: Fields, drawi
     if not len(table.time):
         raise ValueError(f"{arguments.stations}: empty observations: the table has no row")
     when = np.unique(table.time) if arguments.start is None else np.array([arguments.start])
-    tolerance = np.timedelta64(0, "ns") if arguments.start is None else model.step // 2
+    tolerance = np.timedelta64(0, "ns") if arguments.start is None else model.time_step // 2
     try:
         found = [from_stations(table, fields, t, tolerance) for t in when]
     except ValueError as error:
@@ -527,7 +531,7 @@ def _masked(arguments: argparse.Namespace, model: Model, fields: Fields, drawing
     """Observations of the data themselves at the valid points of a constant field."""
     if arguments.count < 1:
         raise ValueError(f"--count must be at least 1, got {arguments.count}")
-    when = data.targets(fields.time, model.step, _split(arguments, "start", fields), None, model.frames)
+    when = data.targets(fields.time, model.time_step, _split(arguments, "start", fields), None, model.frames)
     when = when[: arguments.count]
     std = np.broadcast_to(np.asarray(drawing.obs_std, np.float64), len(fields.variables))
     observations = []
@@ -543,8 +547,8 @@ def _forecast(arguments: argparse.Namespace, about: Mapping[str, str]) -> None:
     model, fields = _load(arguments)
     start = _split(arguments, "start", fields)
     if start <= fields.time[-1]:
-        start = data.targets(fields.time, model.step, start, None, model.frames)[0]
-    when = start + model.step * np.arange(arguments.lead)
+        start = data.targets(fields.time, model.time_step, start, None, model.frames)[0]
+    when = start + model.time_step * np.arange(arguments.lead)
     drawing, console = _drawing(arguments, fields, model.config.patch), plain_console()
     with shown(console) as progress:
         tell = counter(progress, "forecast", len(when))

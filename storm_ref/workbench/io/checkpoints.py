@@ -30,9 +30,9 @@ __all__ = ["read_folder", "rows", "whole", "write_folder"]
 _ABOUT = "about.json"
 
 
-def rows(tensor: Tensor, world: World | None) -> Tensor:
-    """This rank's rows of a tensor that all ranks have, as a part of the whole; all of them without a world."""
-    if world is None:
+def rows(tensor: Tensor, world: World) -> Tensor:
+    """This rank's rows of a tensor that all ranks have, as a part of the whole; the tensor itself for a single rank."""
+    if world.mesh.size == 1:
         return tensor.detach()
     size = -(-len(tensor) // world.mesh.size)
     part = tensor[world.rank * size : (world.rank + 1) * size].detach().clone()
@@ -51,10 +51,11 @@ def write_folder(
 
     Raises ValueError, on every rank, when the folder cannot be written; what was there before is as it was.
     """
+    world = world or World.alone()
     aside = path.with_name(f".{path.name}.ranks.part")  # one name for all ranks
     _together(world, lambda: _empty(aside))
     with _quiet():
-        dcp.save(dict(state), checkpoint_id=str(aside), no_dist=world is None)  # type: ignore[attr-defined]
+        dcp.save(dict(state), checkpoint_id=str(aside), no_dist=world.mesh.size == 1)  # type: ignore[attr-defined]
 
     def finish() -> None:
         (aside / _ABOUT).write_text(json.dumps({"kind": kind, "about": about}))
@@ -77,18 +78,15 @@ def _empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _together(world: World | None, work: Callable[[], None]) -> None:
+def _together(world: World, work: Callable[[], None]) -> None:
     """The first rank does it; if it cannot, all fail."""
     error = None
-    if world is None or world.is_main:
+    if world.is_main:
         try:
             work()
         except OSError as e:
             error = str(e)
-    if world is not None:
-        world.raise_together(error)
-    elif error is not None:
-        raise ValueError(error)
+    world.raise_together(error)
 
 
 def read_folder(path: Path, kind: str, world: World | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -96,18 +94,18 @@ def read_folder(path: Path, kind: str, world: World | None = None) -> tuple[dict
 
     Raises ValueError, naming the folder and the remedy, for one that is not complete or something else.
     """
+    world = world or World.alone()
     try:
         found = json.loads((path / _ABOUT).read_text())
         if found["kind"] != kind:
             raise ValueError(f"this is {found['kind']!r}, not {kind!r}")
         stored: Mapping[str, Any] = FileSystemReader(str(path)).read_metadata().state_dict_metadata
-        device = "cpu" if world is None else world.device
         state = {
-            name: rows(torch.zeros(entry.size, dtype=entry.properties.dtype, device=device), world)
+            name: rows(torch.zeros(entry.size, dtype=entry.properties.dtype, device=world.device), world)
             for name, entry in stored.items()
         }
         with _quiet():
-            dcp.load(state, checkpoint_id=str(path), no_dist=world is None)  # type: ignore[attr-defined]
+            dcp.load(state, checkpoint_id=str(path), no_dist=world.mesh.size == 1)  # type: ignore[attr-defined]
     except (OSError, KeyError, ValueError, CheckpointException) as error:
         raise ValueError(f"{path}: cannot be read as a checkpoint ({error}); give another, or start afresh") from error
     return state, found["about"]

@@ -1,4 +1,4 @@
-"""Optimal interpolation: the classical rival that a learned network has to beat, in numpy and float64.
+"""Optimal interpolation: the classical baseline that a learned network has to beat, in numpy and float64.
 
 From pairs of states a fixed step apart, with d = current - previous and its mean over each hour of the day:
 
@@ -19,18 +19,18 @@ from jaxtyping import Float, Float64, Integer
 
 from storm_ref.guidance import Observations
 
-__all__ = ["Background", "fit"]
+__all__ = ["OptimalInterpolation", "fit"]
 
 
 @dataclass(frozen=True)
-class Background:
-    """A forecast by persistence plus the mean change at each hour of the day, and the covariance of its errors."""
+class OptimalInterpolation:
+    """A background by persistence plus the mean change at each hour of the day, and the covariance of its errors."""
 
-    increment: Float64[np.ndarray, "24 c h w"]  # mean change into each hour, units of the state
+    increment: Float64[np.ndarray, "24 c h w"]  # mean change into each hour, physical units
     factor: Float64[np.ndarray, "t c h w"]  # the columns of L: B is the sum of their outer products
 
     def forecast(self, previous: Float[np.ndarray, "c h w"], hour: int) -> Float64[np.ndarray, "c h w"]:
-        """x_b at hour of day `hour` (0..23), one step after the state `previous`."""
+        """Return x_b at hour of day `hour` (0..23, else ValueError), one time step after the state `previous`."""
         _check_hours(np.asarray(hour))
         forecast: np.ndarray = previous.astype(np.float64) + self.increment[hour]
         return forecast
@@ -43,7 +43,7 @@ class Background:
         members: int,
         generator: np.random.Generator,
     ) -> Float64[np.ndarray, "m c h w"]:
-        """Members of the analysis, or of the forecast if there are no observations; z and e come from the generator."""
+        """Draw members of the analysis, or of the forecast without observations; the generator draws z, then e."""
         z = generator.standard_normal((members, len(self.factor)))
         ensemble = self.forecast(previous, hour) + np.tensordot(z, self.factor, axes=1)
         if observations is None:
@@ -53,11 +53,13 @@ class Background:
     def update(
         self, ensemble: Float[np.ndarray, "m c h w"], observations: Observations, noise: Float[np.ndarray, "m n"]
     ) -> Float64[np.ndarray, "m c h w"]:
-        """x' + K (y + R^(1/2) e - H x') for each member x', with e = noise; e = 0 and x' = x_b give the mean.
+        """Return x' + K (y + R^(1/2) e - H x') for each member x', with e = noise.
 
-        B enters by its factor alone: no matrix of the state's size is ever formed.
+        e = 0 and x' = x_b give the mean of the analysis. B enters by its factor alone, so that no matrix of the state's
+        size is ever formed.
         """
-        y, variance = (a.double().cpu().numpy() for a in (observations.value, observations.variance))
+        y = observations.value.double().cpu().numpy()
+        variance = observations.variance.double().cpu().numpy()
         observed_factor = _observe(observations, self.factor)
         innovation = y + np.sqrt(variance) * noise - _observe(observations, ensemble)
         covariance = observed_factor.T @ observed_factor + np.diag(variance)
@@ -69,11 +71,12 @@ def fit(
     previous: Float[np.ndarray, "t c h w"],
     current: Float[np.ndarray, "t c h w"],
     hours: Integer[np.ndarray, " t"],
-) -> Background:
-    """Learn the background from T pairs one step apart; hours (0..23) are those of `current`.
+) -> OptimalInterpolation:
+    """Fit increments and B to T pairs of states one time step apart; hours (0..23) are those of `current`.
 
-    An hour of day without a pair takes the mean of the nearest hour that has one, the earlier of two. ValueError for
-    values that are not finite, hours out of range, or no more pairs than hours of day (then nothing is left for B).
+    An hour of day without a pair takes the mean of the nearest hour that has one, the earlier of two. Raises ValueError
+    for values that are not finite, for hours out of range, and for no more pairs than hours of day, which would leave
+    nothing for B.
     """
     _check_hours(hours)
     change = current.astype(np.float64) - previous.astype(np.float64)
@@ -87,11 +90,11 @@ def fit(
     nearest = known[np.minimum(2 * away, 2 * (24 - away) + 1).argmin(1)]
     increment = np.stack([change[hours == hour].mean(0) for hour in nearest])
     factor = (change - increment[hours]) / np.sqrt(len(change) - len(known))
-    return Background(increment, factor)
+    return OptimalInterpolation(increment, factor)
 
 
 def _observe(observations: Observations, fields: np.ndarray) -> np.ndarray:
-    """H of each field, in float64."""
+    """Apply H to each field, in float64."""
     observed: np.ndarray = observations.apply(torch.from_numpy(fields.astype(np.float64))).numpy()
     return observed
 

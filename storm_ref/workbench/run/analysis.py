@@ -1,10 +1,12 @@
-"""Analyses with a model: draw ensembles from known pasts or in a cycle, and score them.
+"""Analyses with a model: draw ensembles given the true past or in a cycle, and score them.
 
-    one stage    members of p(x_k | true past, y_k), each time on its own ([DA-1])
-    cycle        each member's own analyses are its past ([DA-4]); without observations: a free-running forecast
+    one stage    members are drawn from p(x_k | true past, y_k), each time on its own, [DA-1]
+    cycle        each member has its own analyses as its past, [DA-4]; without observations it is a free-running
+                 forecast
 
-Scores are taken at points not observed, weighted by area, averaged over times, in the unit of each variable. The
-headline of several variables is the mean of their scores, each in units of its variable's standard deviation.
+Scores are averages over times and over the points that were not observed, weighted by area, in the unit of each
+variable. The headline of several variables is the mean of their scores, each in units of its variable's standard
+deviation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,34 +40,52 @@ __all__ = [
     "draw",
     "headline",
     "observe",
+    "observed_points",
     "reductions",
     "score_table",
-    "seen_by",
     "without_network",
 ]
 
 Method = Callable[[Denoise, ObservationsLike, covariance.Covariance], Denoise]
 
-# What a user may ask for by name.
+
+def _mmps(denoise: Denoise, observations: ObservationsLike, prior: covariance.Covariance) -> Denoise:
+    return mmps(denoise, observations, steps=10, tolerance=1e-3)
+
+
+def _pigdm(denoise: Denoise, observations: ObservationsLike, prior: covariance.Covariance) -> Denoise:
+    return pigdm(denoise, observations, float(prior.mean(lambda v: v)) ** 0.5)
+
+
+def _sda(denoise: Denoise, observations: ObservationsLike, prior: covariance.Covariance) -> Denoise:
+    return sda(denoise, observations, gamma=0.1)
+
+
+def _dps(denoise: Denoise, observations: ObservationsLike, prior: covariance.Covariance) -> Denoise:
+    return dps(denoise, observations)
+
+
+# The methods that a user may ask for by name, with the settings of the workbench.
 GUIDANCE: Mapping[str, Method] = {
     "covariance": covariance.guidance,
-    "mmps": lambda denoise, observations, _: mmps(denoise, observations, steps=10, tolerance=1e-3),
-    "pigdm": lambda denoise, observations, prior: pigdm(denoise, observations, float(prior.mean(lambda v: v)) ** 0.5),
-    "sda": lambda denoise, observations, _: sda(denoise, observations, gamma=0.1),
-    "dps": lambda denoise, observations, _: dps(denoise, observations),
+    "mmps": _mmps,
+    "pigdm": _pigdm,
+    "sda": _sda,
+    "dps": _dps,
 }
 
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How ensembles are drawn.
+    """The settings with which ensembles are drawn.
 
-    Raises ValueError for fewer than 2 members, a negative seed, errors that are not positive and an unknown guidance.
+    Raises ValueError for fewer than 2 members, a seed outside [0, 2^64), errors that are not positive, an unknown
+    guidance, and a noise schedule that makes no sense.
     """
 
     members: int = 16
     seed: int = 0
-    obs_std: float | tuple[float, ...] = 0.3  # physical units, one number or one a variable
+    obs_std: float | tuple[float, ...] = 0.3  # physical units; one number, or one for each variable
     guidance: str = "covariance"
     sampler_steps: int = 16
     sigma_min: float = 0.02
@@ -86,85 +106,100 @@ class DrawSettings:
 
     @property
     def sampler(self) -> Sampler:
-        """All members members_per_batch, deterministic."""
+        """The deterministic sampler, with all members in one batch."""
         return Sampler(schedule(self.sampler_steps, self.sigma_min, self.sigma_max), members_per_batch=self.members)
 
     def noise(self, analysis: int, shape: Sequence[int]) -> Float[Tensor, "1 m *s"]:
-        """Latents of every member of one analysis, [DA-3]."""
+        """Return the latents of all members of one analysis, [DA-3]."""
         return torch.stack([member_noise(self.seed, analysis, m, shape) for m in range(self.members)], 1)
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """Raises ValueError unless there are some, all different and in [0, 1): a score needs points not observed."""
+    """Raise ValueError unless there are some, all different and in [0, 1): a score needs points not observed."""
     if not fractions or not all(0 <= f < 1 for f in fractions) or len(set(fractions)) < len(fractions):
         raise ValueError(f"fractions observed must differ and lie in [0, 1), got {tuple(fractions)}")
 
 
 def counter(progress: Progress | None, label: str, total: int) -> Callable[[int], None] | None:
-    """`progress` for one kind of work: call it with how much is done."""
-    return None if progress is None else lambda done: progress(label, done, total, "")
+    """Return a function that reports how much of one kind of work is done; None without `progress`."""
+    if progress is None:
+        return None
+
+    def report(done: int) -> None:
+        progress(label, done, total, "")
+
+    return report
 
 
 def draw(
     prior: Prior, observations: Observations | None, noise: Float[Tensor, "draws m c h w"], settings: DrawSettings
 ) -> Float[Tensor, "m c h w"]:
-    """Members of one analysis; they and `observations` are in physical units. Ranks share them out, all get all."""
-    if prior.world is None:
-        return _draw(prior, observations, noise, settings)
-    world = prior.world
+    """Draw the members of one analysis; they and `observations` are in physical units.
 
-    def own(members: range) -> Tensor:
-        part = slice(members.start, members.stop)
-        return _draw(prior, observations, noise[:, part], settings, part)
+    Members are partitioned over the data ranks of `prior.world` and gathered on all ranks, [PAR-18]. Raises ValueError
+    for fewer members than data ranks, and NotFiniteError, which is a ValueError, when the state stops being finite; on
+    many ranks all raise the same ValueError, [PAR-19].
+    """
 
-    return draw_shared(own, noise.shape[1], world)
+    def draw_own(members: range) -> Tensor:
+        return _draw(prior, observations, noise, settings, slice(members.start, members.stop))
+
+    return draw_shared(draw_own, noise.shape[1], prior.world)
 
 
-def _draw(
-    prior: Prior, observations: Observations | None, noise: Tensor, settings: DrawSettings, own: slice = slice(None)
-) -> Tensor:
-    prior, shift = _shared(prior, own)
-    noise = noise + shift / settings.sigma_max  # each member starts about its own background
+def _draw(prior: Prior, observations: Observations | None, noise: Tensor, settings: DrawSettings, own: slice) -> Tensor:
+    """Draw the members `own`."""
+    prior, shift = _about_mean(prior, own)
+    latents = noise[:, own] + shift / settings.sigma_max  # each member starts about its own background
     if observations is None:
-        return prior.physical(draw_members(prior.denoise, noise, settings.sampler))
-    scaled = scale(observations, prior.background[0], prior.std)
+        return prior.physical(draw_members(prior.denoise, latents, settings.sampler))
+    normalised = scale(observations, prior.background[0], prior.std)
     method = GUIDANCE[settings.guidance]
 
-    def guide(denoise: Denoise, seen: ObservationsLike) -> Denoise:
-        return method(denoise, seen, prior.covariance)
+    def guide(denoise: Denoise, given: ObservationsLike) -> Denoise:
+        return method(denoise, given, prior.covariance)
 
-    return prior.physical(draw_members(prior.denoise, noise, settings.sampler, scaled, guide))
+    return prior.physical(draw_members(prior.denoise, latents, settings.sampler, normalised, guide))
 
 
 def without_network(prior: Prior) -> Prior:
-    """The Gaussian prior that is left when the network is off, F = 0: what the climate and its covariance know."""
+    """Return the Gaussian prior that remains when the network is off, F = 0: background and covariance alone."""
+
+    def zero(z: Tensor, sigma: Tensor) -> Tensor:
+        return torch.zeros_like(z)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return covariance.precondition(lambda z, _: torch.zeros_like(z), x, sigma, prior.covariance)
+        return covariance.precondition(zero, x, sigma, prior.covariance)
 
     return replace(prior, denoise=denoise)
 
 
-def _shared(prior: Prior, own: slice) -> tuple[Prior, Float[Tensor, "b c h w"]]:
-    """The same prior about one background for all members, so that all of them see the same observations; and d of
-    this rank's own.
+def _about_mean(prior: Prior, own: slice) -> tuple[Prior, Float[Tensor, "b c h w"]]:
+    """Express the prior about the mean of the members' backgrounds, so that one set of observations serves all.
 
-    With d_m the distance of member m's background from their mean, its denoiser becomes D_m(x - d_m) + d_m.
+    Returns it with d of the members `own`: where d_m is the departure of member m's background from that mean, the
+    denoiser becomes D_m(x - d_m) + d_m.
     """
     mean = prior.background.mean(0, keepdim=True)
     shift = (prior.background - mean) / prior.std[:, None, None]
     if len(shift) == 1:
         return prior, shift
-    inner, shift = prior.denoise, shift[own]
-    return replace(prior, background=mean, denoise=lambda x, sigma: inner(x - shift, sigma) + shift), shift
+    about_own = prior.denoise
+    shift = shift[own]
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return about_own(x - shift, sigma) + shift
+
+    return replace(prior, background=mean, denoise=denoise), shift
 
 
 def observe(
     fields: Fields, when: np.datetime64, fraction: float, settings: DrawSettings, k: int
 ) -> Observations | None:
-    """A random share of the points of the truth at `when`, every variable, with errors; None for a share of 0.
+    """Observe every variable of the truth at `when`, with errors, at a random share of the points.
 
-    Points and errors depend on the seed and on k, the number of the analysis. ValueError when the share has no point.
+    Points and errors depend on the seed and on k, the number of the analysis. Returns None for a share of 0, and raises
+    ValueError when another comes to no point.
     """
     if fraction == 0:
         return None
@@ -174,8 +209,8 @@ def observe(
     return random_points(fields.values[index], fields.valid[index], fraction, std, generator)
 
 
-def seen_by(observations: Observations | None, shape: Sequence[int]) -> Bool[Tensor, "c h w"]:
-    """The grid points that observations read."""
+def observed_points(observations: Observations | None, shape: Sequence[int]) -> Bool[Tensor, "c h w"]:
+    """Mark the grid points that observations read."""
     return torch.zeros(*shape, dtype=torch.bool) if observations is None else observed(observations)
 
 
@@ -188,15 +223,16 @@ def analyse(
     progress: Callable[[int], None] | None = None,
     network: bool = True,
 ) -> Float[Tensor, "m t c h w"]:
-    """One-stage analyses at the times `when`, each from the true past, with the network or with F = 0.
+    """Draw one-stage analyses at the times `when`, each given the true past, with the network or with F = 0.
 
-    float32, physical units. Raises ValueError when the fields are not of the model's kind or a time lacks its past.
+    Returns float32 in physical units; `progress` is called with the number of times done. Raises ValueError when the
+    fields do not match the model or a time lacks its past.
     """
     members = []
-    for k, (t, seen) in enumerate(zip(when, observations, strict=True)):
+    for k, (t, given) in enumerate(zip(when, observations, strict=True)):
         prior = model.prior_at(fields, t, settings.tiling)
         prior = prior if network else without_network(prior)
-        members.append(draw(prior, seen, settings.noise(k, fields.values.shape[1:]), settings).float())
+        members.append(draw(prior, given, settings.noise(k, fields.values.shape[1:]), settings).float())
         if progress is not None:
             progress(k + 1)
     return torch.stack(members, 1)
@@ -211,42 +247,46 @@ def cycle(
     progress: Callable[[int], None] | None = None,
     first: int = 0,
 ) -> Float[Tensor, "m t c h w"]:
-    """Analyses at the times `when`, `model.step` apart: the first from the true past, the others each from its own.
+    """Draw analyses at the times `when`, `model.time_step` apart: the first given the true past, each other its own.
 
-    `first` is the number of the first analysis: its noise depends on it. Without observations a free-running forecast.
-    float32, physical units. Raises ValueError when the times are not that far apart, or the first one's past has a gap.
+    `first` is the number of the first analysis, on which its noise depends. Without observations this is a free-running
+    forecast. Returns float32 in physical units; `progress` is called with the number of times done. Raises ValueError
+    when the times are not that far apart, or the past of the first has a gap.
     """
     if len(when) == 0:
         raise ValueError("a cycle needs at least one time")
-    if not bool((np.diff(when) == model.step).all()):
-        hours = model.step / np.timedelta64(1, "h")
-        raise ValueError(f"the times of a cycle must be the model's step of {hours:g} h apart: choose such times")
+    if not bool((np.diff(when) == model.time_step).all()):
+        hours = model.time_step / np.timedelta64(1, "h")
+        raise ValueError(f"the times of a cycle must be the model's time step of {hours:g} h apart: choose such times")
     model.check(fields)
-    index, age = history(fields.time, when[0], model.frames, model.step)
-    if not np.array_equal(fields.time[index], when[0] - model.step * (np.arange(model.frames) + 1)):
+    before = model.time_step * (np.arange(model.frames) + 1)
+    index, age = history(fields.time, when[0], model.frames, model.time_step)
+    if not np.array_equal(fields.time[index], when[0] - before):
         gap = f"the past of the cycle's first analysis at {np.datetime_as_string(when[0], unit='m')} has a gap"
         raise ValueError(f"{gap} (frames {age.tolist()} hours before it): start the cycle elsewhere")
     past = [torch.from_numpy(fields.values[i]).expand(settings.members, -1, -1, -1) for i in index[::-1]]
 
-    def one(frames: Sequence[Tensor], seen: ObservationsLike | None, k: int) -> Tensor:
-        times = when[k] - model.step * (np.arange(model.frames) + 1)
+    def draw_next(frames: Sequence[Tensor], given: ObservationsLike | None, k: int) -> Tensor:
+        times = when[k] - before
         prior = model.prior(torch.stack(list(frames)[::-1], 1), times, when[k], settings.tiling)
         members = draw(prior, observations[k], settings.noise(first + k, fields.values.shape[1:]), settings).float()
         if progress is not None:
             progress(k + 1)
         return members
 
-    return torch.stack(list(run_cycle(past, observations, one)), 1)
+    return torch.stack(list(run_cycle(past, observations, draw_next)), 1)
 
 
 def score_table(
     members: Float[Tensor, "m t c h w"], truth: Float[Tensor, "t c h w"], mask: Bool[Tensor, "t c h w"], fields: Fields
 ) -> dict[str, dict[str, float]]:
-    """Scores where the mask is True, by variable, in its unit; of a single member the RMSE alone."""
+    """Return the scores of each variable where the mask is True, in its unit; for a single member only the RMSE."""
     weights = verification.area_weights(torch.from_numpy(fields.latitude))
     table = {}
     for c, name in enumerate(fields.variables):
-        x, y, where = members[:, :, c], truth[:, c], mask[:, c]
+        x = members[:, :, c]
+        y = truth[:, c]
+        where = mask[:, c]
         row = {"rmse": float(verification.rmse(x, y, weights=weights, mask=where))}
         if len(members) > 1:
             row |= {
@@ -259,7 +299,7 @@ def score_table(
 
 
 def headline(table: Mapping[str, Mapping[str, float]], std: Mapping[str, float]) -> dict[str, float]:
-    """One variable: its own scores. Several: their mean, each in units of its variable's standard deviation."""
+    """Return the scores of a single variable; of several, their mean in units of each variable's standard deviation."""
     if len(table) == 1:
         return dict(next(iter(table.values())))
     keys = next(iter(table.values())).keys()
@@ -270,8 +310,8 @@ def headline(table: Mapping[str, Mapping[str, float]], std: Mapping[str, float])
 
 
 def reductions(fractions: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The share of the forecast's CRPS that each fraction saves; empty when the forecast ("0.0") is not among them."""
-    alone = fractions.get("0.0")
-    if alone is None:
+    """Return the share of the forecast's CRPS that each fraction saves; empty without the forecast, fraction "0.0"."""
+    forecast = fractions.get("0.0")
+    if forecast is None:
         return {}
-    return {f: 1 - row["crps"] / alone["crps"] for f, row in fractions.items() if f != "0.0"}
+    return {f: 1 - row["crps"] / forecast["crps"] for f, row in fractions.items() if f != "0.0"}

@@ -1,8 +1,9 @@
 """The demonstration behind `assimilate`: score every fraction observed, then follow a vortex through two cycles.
 
-One-stage analyses at several times, from the true past, for every fraction of points observed: scores, as in the trial.
-Then two ensembles from one start, each member living on its own past: one is given observations at every step, the
-other none. Where the data have winds, a vortex of the truth is followed in every member (cf. the paper's Figs. 6, 7).
+One-stage analyses at several times are drawn given the true past, for every fraction of points observed, and scored as
+in the trial. Then two ensembles start from the same past, and each member goes on from its own analyses: one ensemble
+is given observations at every time step, the other none. Where the data have winds, a vortex of the truth is followed
+in every member (cf. the paper's Figs. 6, 7).
 """
 
 import time as clock
@@ -27,25 +28,28 @@ from storm_ref.workbench.run.analysis import (
     cycle,
     headline,
     observe,
+    observed_points,
     reductions,
     score_table,
-    seen_by,
 )
 from storm_ref.workbench.run.vortices import Track
 
 __all__ = ["Cycles", "Demonstration", "DemonstrationSettings", "demonstrate"]
 
-# Winds by the names that files give them.
+# Names that files give to the two components of the wind at 10 m.
 _WINDS = (("u10", "v10"), ("10u", "10v"), ("UGRD_10maboveground", "VGRD_10maboveground"))
 
 
 @dataclass(frozen=True)
 class DemonstrationSettings:
-    """What is shown. Raises ValueError for fractions outside [0, 1) or given twice, and for too few times."""
+    """The settings of a demonstration.
+
+    Raises ValueError for fractions outside [0, 1) or given twice, and for no time or a negative number of steps.
+    """
 
     fractions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5)
     start: np.datetime64 | None = None  # first time scored; None: the first of the record that has a past
-    count: int = 6  # times scored, evenly spaced over what is left of the record
+    count: int = 6  # times scored, evenly spaced over the rest of the record
     cycle: int = 12  # steps of the two cycles; 0 leaves them out
     drawing: DrawSettings = field(default_factory=DrawSettings)
 
@@ -58,58 +62,65 @@ class DemonstrationSettings:
 
 @dataclass(frozen=True, eq=False)
 class Cycles:
-    """The truth and both ensembles [m, t, c, h, w] by name, and the vortex's tracks where there are winds."""
+    """The truth and both ensembles by name, in physical units, with the vortex's tracks where there are winds."""
 
     time: np.ndarray
     truth: Float[Tensor, "t c h w"]
     ensembles: Mapping[str, Float[Tensor, "m t c h w"]]
     true_track: Track | None
-    tracks: Mapping[str, list[Track]]
+    tracks: Mapping[str, list[Track]]  # of each member
 
 
 @dataclass(frozen=True, eq=False)
 class Demonstration:
-    """`scores` is what result.json holds; arrays are by fraction."""
+    """The scores of a demonstration, and the fields behind them in physical units."""
 
-    scores: dict[str, Any]
+    scores: dict[str, Any]  # the content of result.json
     time: np.ndarray
     truth: Float[Tensor, "t c h w"]
-    analyses: Mapping[float, Float[Tensor, "m t c h w"]]
-    observed: Mapping[float, Bool[Tensor, "t c h w"]]
+    analyses: Mapping[float, Float[Tensor, "m t c h w"]]  # by fraction
+    observed: Mapping[float, Bool[Tensor, "t c h w"]]  # by fraction
     cycles: Cycles | None
 
 
 def demonstrate(
     model: Model, fields: Fields, settings: DemonstrationSettings, progress: Progress | None = None
 ) -> Demonstration:
-    """Draw, score and follow.
+    """Draw and score the analyses, then run both cycles and follow the vortex.
 
-    Raises ValueError when the fields are not of the model's kind, the record has no time after `start` or too few
-    frames in a row for the cycles, or a fraction has no point; all that before anything is drawn.
+    Raises ValueError, before anything is drawn, when the fields do not match the model, when the record has no time
+    after `start` or too few frames in a row for the cycles, or when a fraction comes to no point.
     """
-    began, drawing = clock.perf_counter(), settings.drawing
+    began = clock.perf_counter()
+    drawing = settings.drawing
     model.check(fields)
-    times = targets(fields.time, model.step, settings.start, None, model.frames)
+    times = targets(fields.time, model.time_step, settings.start, None, model.frames)
     when = times[np.unique(np.linspace(0, len(times) - 1, settings.count).round().astype(int))]
     index = np.searchsorted(fields.time, when)
-    truth, valid = torch.from_numpy(fields.values[index]), torch.from_numpy(fields.valid[index])
-    row = _row(model, fields, times[0], settings.cycle)
+    truth = torch.from_numpy(fields.values[index])
+    valid = torch.from_numpy(fields.valid[index])
+    cycle_frames = _cycle_frames(model, fields, times[0], settings.cycle)
     given = {f: [observe(fields, t, f, drawing, k) for k, t in enumerate(when)] for f in settings.fractions}
-    analyses, seen, tables = {}, {}, {}
+    analyses = {}
+    observed = {}
+    tables = {}
     for fraction, observations in given.items():
-        label = f"analyses, {fraction:.0%} observed"
-        analyses[fraction] = analyse(model, fields, when, observations, drawing, counter(progress, label, len(when)))
-        seen[fraction] = torch.stack([seen_by(o, truth.shape[1:]) for o in observations])
-        tables[str(float(fraction))] = score_table(analyses[fraction], truth, valid & ~seen[fraction], fields)
-    cycles = _cycles(model, fields, row, settings, progress) if settings.cycle else None
-    scores = _scores(tables, fields, settings) | ({"cycle": _cycle_scores(cycles, fields)} if cycles else {})
+        report = counter(progress, f"analyses, {fraction:.0%} observed", len(when))
+        analyses[fraction] = analyse(model, fields, when, observations, drawing, report)
+        observed[fraction] = torch.stack([observed_points(o, truth.shape[1:]) for o in observations])
+        tables[str(float(fraction))] = score_table(analyses[fraction], truth, valid & ~observed[fraction], fields)
+    scores = _scores(tables, fields, settings)
+    cycles = None
+    if settings.cycle:
+        cycles = _cycles(model, fields, cycle_frames, settings, progress)
+        scores["cycle"] = _cycle_scores(cycles, fields)
     scores["wall_s"] = clock.perf_counter() - began
-    return Demonstration(scores, when, truth, analyses, seen, cycles)
+    return Demonstration(scores, when, truth, analyses, observed, cycles)
 
 
 def _scores(tables: Mapping[str, Any], fields: Fields, settings: DemonstrationSettings) -> dict[str, Any]:
-    std = {n: float(fields.values[:, c].astype(np.float64).std()) for c, n in enumerate(fields.variables)}
-    fractions = {f: headline(table, std) for f, table in tables.items()}
+    std = {name: float(fields.values[:, c].astype(np.float64).std()) for c, name in enumerate(fields.variables)}
+    fractions = {fraction: headline(table, std) for fraction, table in tables.items()}
     drawing = settings.drawing
     return {
         "fractions": fractions,
@@ -124,19 +135,20 @@ def _scores(tables: Mapping[str, Any], fields: Fields, settings: DemonstrationSe
     }
 
 
-def _winds(fields: Fields) -> tuple[int, int] | None:
+def _wind_channels(fields: Fields) -> tuple[int, int] | None:
     for u, v in _WINDS:
         if u in fields.variables and v in fields.variables:
             return fields.variables.index(u), fields.variables.index(v)
     return None
 
 
-def _row(model: Model, fields: Fields, first: np.datetime64, steps: int) -> Int64[np.ndarray, " t"]:
-    """Where the frames of a cycle are. Raises ValueError unless they and the past of the first are all there."""
-    wanted = first + model.step * np.arange(-model.frames, steps)
+def _cycle_frames(model: Model, fields: Fields, first: np.datetime64, steps: int) -> Int64[np.ndarray, " t"]:
+    """Return the indices of a cycle's frames. Raises ValueError unless they and the past of the first all exist."""
+    wanted = first + model.time_step * np.arange(-model.frames, steps)
     index = np.searchsorted(fields.time, wanted)
     if steps and (index[-1] >= len(fields.time) or not np.array_equal(fields.time[index], wanted)):
-        hours, start = model.step / np.timedelta64(1, "h"), np.datetime_as_string(first, unit="m")
+        hours = model.time_step / np.timedelta64(1, "h")
+        start = np.datetime_as_string(first, unit="m")
         raise ValueError(
             f"a cycle of {steps} steps from {start} needs {steps} frames {hours:g} h apart and {model.frames} before "
             "them, without a gap: ask for fewer steps (0 for none) or another start"
@@ -151,18 +163,20 @@ def _cycles(
     settings: DemonstrationSettings,
     progress: Progress | None,
 ) -> Cycles:
-    """Two ensembles through the frames `index`: without observations, and with the middle one of the fractions."""
-    drawing, when = settings.drawing, fields.time[index]
-    given = sorted(f for f in settings.fractions if f > 0)
+    """Run two ensembles through the frames `index`: without observations, and with the middle one of the fractions."""
+    drawing = settings.drawing
+    when = fields.time[index]
+    positive = sorted(f for f in settings.fractions if f > 0)
     fractions = {"forecast only": 0.0}
-    if given:
-        fractions[f"{given[len(given) // 2]:.0%} observed"] = given[len(given) // 2]
+    if positive:
+        middle = positive[len(positive) // 2]
+        fractions[f"{middle:.0%} observed"] = middle
     ensembles = {}
     for name, fraction in fractions.items():
-        # The counter of analyses goes on from those scored: no noise is used twice.
+        # Numbers of analyses go on from those scored, so that no noise is used twice.
         observations = [observe(fields, t, fraction, drawing, settings.count + k) for k, t in enumerate(when)]
-        tell = counter(progress, f"cycle, {name}", len(when))
-        ensembles[name] = cycle(model, fields, when, observations, drawing, tell, settings.count)
+        report = counter(progress, f"cycle, {name}", len(when))
+        ensembles[name] = cycle(model, fields, when, observations, drawing, report, first=settings.count)
     truth = torch.from_numpy(fields.values[index])
     true_track, tracks = _follow(fields, truth, ensembles)
     return Cycles(when, truth, ensembles, true_track, tracks)
@@ -171,26 +185,25 @@ def _cycles(
 def _follow(
     fields: Fields, truth: Tensor, ensembles: Mapping[str, Tensor]
 ) -> tuple[Track | None, dict[str, list[Track]]]:
-    winds = _winds(fields)
-    if winds is None:
+    """Choose a vortex of the truth and track it in the truth and in every member; no tracks without winds."""
+    channels = _wind_channels(fields)
+    if channels is None:
         return None, {}
-    latitude, longitude, periodic = fields.latitude, fields.longitude, fields.periodic
 
-    def wind(state: Tensor) -> list[np.ndarray]:
-        return [state[:, c].double().numpy() for c in winds]
+    def winds(state: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        u, v = (state[:, c].double().numpy() for c in channels)
+        return u, v
 
-    u, v = wind(truth)
-    start = vortices.choose(u, v, latitude, longitude, periodic)
+    start = vortices.choose(*winds(truth), fields.latitude, fields.longitude, fields.periodic)
 
     def track(state: Tensor) -> Track:
-        u, v = wind(state)
-        return vortices.follow(u, v, latitude, longitude, start, periodic)
+        return vortices.follow(*winds(state), fields.latitude, fields.longitude, start, fields.periodic)
 
     return track(truth), {name: [track(member) for member in members] for name, members in ensembles.items()}
 
 
 def _cycle_scores(cycles: Cycles, fields: Fields) -> dict[str, Any]:
-    """Scores of each cycle over all times and all points that have a truth, observed or not, and of its vortex."""
+    """Score each cycle over all times and all valid points, observed or not, and its vortex."""
     valid = torch.from_numpy(fields.valid[np.searchsorted(fields.time, cycles.time)])
     result: dict[str, Any] = {}
     for name, members in cycles.ensembles.items():
@@ -201,15 +214,15 @@ def _cycle_scores(cycles: Cycles, fields: Fields) -> dict[str, Any]:
 
 
 def _track_scores(truth: Track, members: list[Track]) -> dict[str, float]:
-    """Mean distance from the true track (great-circle degrees), and the wind at its end (m/s)."""
-    away = []
+    """Return mean distances from the true track in great-circle degrees, and winds at its end in m/s."""
+    errors = []
     for track in members:
-        pairs = zip(track.latitude, track.longitude, truth.latitude, truth.longitude, strict=True)
-        away.append([vortices.separation(*pair) for pair in pairs])
-    last = np.array([t.intensity[-1] for t in members])
+        positions = zip(track.latitude, track.longitude, truth.latitude, truth.longitude, strict=True)
+        errors.append([vortices.separation(*position) for position in positions])
+    last = np.array([track.intensity[-1] for track in members])
     return {
-        "track_error_deg": float(np.mean(away)),
-        "last_track_error_deg": float(np.mean([a[-1] for a in away])),
+        "track_error_deg": float(np.mean(errors)),
+        "last_track_error_deg": float(np.mean([error[-1] for error in errors])),
         "last_wind_mean": float(last.mean()),
         "last_wind_std": float(last.std(ddof=1)),
         "last_wind_true": float(truth.intensity[-1]),

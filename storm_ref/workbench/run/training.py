@@ -1,24 +1,32 @@
-"""Training: a series of fields becomes a model, in a number of steps, the same bits every time.
+"""Training: one trainer that makes a model of a series of fields, in one process or on many ranks.
 
-    x            departure from the climate, cross-fitted, in units of its standard deviation (climate.py)
-    loss         E[ |D(x + s n; s) - x|^2 / c_out(s)^2 ] over valid points: [EDM-3], with the c_out of covariance.py
+    x            departure from the background, cross-fitted, in units of its standard deviation (background.py)
+    loss         E[ |D(x + s n; s) - x|^2 / c_out(s)^2 ] over valid points: [EDM-3] with the c_out of covariance.py
     ln s         ~ N(noise_mean, noise_std^2)
-    tiles        with `tile` D is T[D] of [TILE-6], its network part, and gradients go through the blend
-    step         AdamW, gradient norm at most `clip`, learning rate linear over `warmup` steps, then half a cosine to 0
-    average      w' <- d w' + (1 - d) w,  d = min(ema, (1 + i) / (10 + i)): these weights are kept
-    mixing       x = sum_j g_j * x_j,  A = sum_j g_j * A_j,  j = 1..J transitions of one time of day, g_j(p) smooth
-                 random fields with sum_j g_j^2 = 1 at every point p
-    choice       of the averages at ten moments, the one with the least loss on the last `held_back` of the record
+    tiles        with `tile`, the network's part of D is T[D] of [TILE-6], and gradients pass through the blend
+    step         AdamW; the gradient's norm is clipped to `clip`; the learning rate rises linearly over `warmup` steps,
+                 then falls to 0 along half a cosine
+    average      w' <- d w' + (1 - d) w,  d = min(ema, (1 + i) / (10 + i)): the model gets averaged weights
+    mixing       x = sum_j g_j * x_j,  A = sum_j g_j * A_j  over J transitions of the same time of day, where the g_j(p)
+                 are smooth random fields with sum_j g_j^2 = 1 at every point p
+    selection    of the averages at ten moments of the run, the one with the least loss on the last `held_back` of the
+                 record
 
-Mixing is for short records: relations between neighbouring points and times survive it, so the network can learn them,
-while the weather of a given day, which it would otherwise learn by heart, is never seen. J = 1 turns it off.
+Mixing is for short records. The relations between neighbouring points and times survive it, so the network can learn
+them; the weather of a given day, which it would otherwise memorise, is never shown. J = 1 turns it off.
+
+Every rank draws the random numbers of the whole batch and takes its own samples. The evaluation of F is partitioned by
+tiles, heads and weights, [PAR-2]; every tile rank evaluates the Gaussian part of D on the whole domain, so that the
+loss is the same on all of them and tile gradients still sum, [PAR-13]. A single process is a mesh of one rank, where
+those sums are identities; there a run repeats, and resumes from a checkpoint, bit for bit.
 
 References: Karras et al. (2022), section 5; Loshchilov & Hutter (2019).
 """
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,107 +34,130 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from storm_ref.config import StormConfig
-from storm_ref.denoiser import Condition, Storm
+from storm_ref.denoiser import Storm
 from storm_ref.edm import draw_sigma
-from storm_ref.tiling import Tiling
+from storm_ref.parallel.halo import ShardedTiles
+from storm_ref.parallel.mesh import World
+from storm_ref.parallel.shard import (
+    clip_gradients,
+    free_gathered,
+    gather_whole,
+    local,
+    place_whole,
+    recompute,
+    scaled_loss,
+    shard_weights,
+    sum_tile_gradients,
+    whole_loss,
+)
+from storm_ref.parallel.tensor import tensor_parallel
+from storm_ref.tiling import Tiling, cores
 from storm_ref.workbench.io import checkpoints
 from storm_ref.workbench.io.data import Fields, history
 from storm_ref.workbench.io.progress import Progress
-from storm_ref.workbench.prior import background as climates
+from storm_ref.workbench.prior import background as backgrounds
 from storm_ref.workbench.prior import covariance as covariances
-from storm_ref.workbench.prior.covariance import Covariance, covariance_denoiser, output_scale, precondition
+from storm_ref.workbench.prior.background import Background
+from storm_ref.workbench.prior.covariance import Covariance, output_scale
 from storm_ref.workbench.prior.model import Model, default_patch, read_tensors, write_tensors
 
 __all__ = [
-    "CHECKS",
-    "KIND",
-    "MOMENTS",
     "Batch",
+    "Objective",
     "Samples",
     "TrainSettings",
-    "averaging",
-    "drawn",
-    "judged",
-    "learning_rate",
-    "mixed",
-    "plain",
+    "check_shares",
+    "mix",
     "prepare",
-    "same_settings",
+    "scheduled_rate",
+    "stored_settings",
     "train",
-    "weighted_loss",
-    "weighted_squares",
 ]
 
-KIND = "storm-ref training state 2"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of the optimiser, for each weight
+_KIND = "storm-ref training state 2"
+# Names of settings in files, kept so that checkpoints and models written so far can be read.
+_SETTING_KEYS = {"covariance_rank": "rank", "learning_rate": "rate", "mixed_transitions": "mix"}
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, for each weight
 _YEAR = np.timedelta64(330, "D")
-CHECKS = 10  # how often in a run the average is judged and the checkpoint written
-_TOGETHER = 64  # tiles evaluated at a time
-_LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)  # where the held-back loss is measured
+_CHECKS = 10  # how often in a run the average is judged and the checkpoint written
+_TILES_PER_BATCH = 64
+_LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)  # noise levels of the held-back loss
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Sizes of the network and how it is trained. Raises ValueError for numbers that make no sense."""
+    """The sizes of the network and how it is trained. Raises ValueError for numbers that make no sense."""
 
     patch: tuple[int, int] | None = None  # None: default_patch of the grid
     width: int = 64
     heads: int = 4
     depth: int = 2
     frames: int = 4  # K
-    rank: int = 400  # leading directions of the covariance, at most a quarter of all; 0 is plain EDM
+    covariance_rank: int = 400  # leading directions, at most a quarter of all; 0 is plain EDM
     shrinkage: float = 0.15
     steps: int = 1000
     batch: int = 32
-    rate: float = 3e-3
+    learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.998
     noise_mean: float = 0.0
     noise_std: float = 1.5
-    mix: int = 3  # J
+    mixed_transitions: int = 3  # J
     held_back: float = 0.125
-    season: bool | None = None  # tell the network the season; None: when the record covers a year
-    tile: tuple[int, int] | None = None  # core of a tile, points: train it as it will be run; None: untiled
+    season: bool | None = None  # condition the network on the season; None: when the record covers a year
+    tile: tuple[int, int] | None = None  # core of a tile in grid points; None: untiled
     halo: tuple[int, int] = (0, 0)
     blend: tuple[int, int] = (0, 0)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("frames", "batch", "warmup", "mix"):
+        for name in ("frames", "batch", "warmup", "mixed_transitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if min(self.steps, self.rank, self.seed, self.weight_decay) < 0:
-            raise ValueError("steps, rank, seed and weight_decay must not be negative")
-        if not (0 < self.held_back <= 0.5 and 0 <= self.ema < 1 and self.rate > 0 and self.clip > 0):
-            raise ValueError("need 0 < held_back <= 0.5, 0 <= ema < 1, and a positive rate and clip")
+        for name in ("steps", "covariance_rank", "seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not (0 < self.held_back <= 0.5 and 0 <= self.ema < 1):
+            raise ValueError(f"need 0 < held_back <= 0.5 and 0 <= ema < 1, got {self.held_back} and {self.ema}")
         if self.tile is None and any((*self.halo, *self.blend)):
             raise ValueError("halo and blend belong to tiles of a given size: give the tile, too")
 
 
+def stored_settings(settings: TrainSettings) -> dict[str, Any]:
+    """Return the settings as JSON in checkpoints and models has them."""
+    return {
+        _SETTING_KEYS.get(name, name): list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(settings).items()
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N training transitions among T frames, normalised."""
+    """N training transitions among T frames, normalised. A transition is a target frame and the K frames before it."""
 
     departure: Float[Tensor, "n c h w"]
     valid: Bool[Tensor, "n c h w"]
     anomaly: Float[Tensor, "t c h w"]
     forcing: Float[Tensor, "t s h w"]
-    target: Int64[Tensor, " n"]  # the frame of each transition
-    past: Int64[Tensor, "n k"]  # and of its history
-    age: Float[Tensor, "n k"]  # hours
-    clock: Int64[Tensor, " n"]  # minute of the day: transitions of one are mixed
+    target: Int64[Tensor, " n"]  # index of the target frame
+    past: Int64[Tensor, "n k"]  # indices of the past frames, newest first
+    age: Float[Tensor, "n k"]  # of the past frames, hours
+    clock: Int64[Tensor, " n"]  # minute of the day: transitions with the same one are mixed
     roots: tuple[Float[Tensor, "h h"], Float[Tensor, "w w"]]  # square roots of the smooth fields' covariances
 
 
 def prepare(
-    fields: Fields, when: Shaped[np.ndarray, " n"], step: np.timedelta64, settings: TrainSettings
+    fields: Fields, when: Shaped[np.ndarray, " n"], time_step: np.timedelta64, settings: TrainSettings
 ) -> tuple[Model, Samples]:
-    """An untrained model and the samples to train it, from the analyses at the times `when` and their past alone.
+    """Return an untrained model and its training samples, made of the frames at the times `when` and their past alone.
 
     Raises ValueError when the patch does not divide the grid or the times are too few.
     """
@@ -134,34 +165,41 @@ def prepare(
     patch = settings.patch or default_patch(*grid)
     if grid[0] % patch[0] or grid[1] % patch[1]:
         raise ValueError(f"patch {patch} does not divide the grid {grid}: choose one that does, or pad or crop it")
-    found = [history(fields.time, t, settings.frames, step) for t in when]
-    past, age = np.stack([i for i, _ in found]), np.stack([a for _, a in found])
+    histories = [history(fields.time, t, settings.frames, time_step) for t in when]
+    past = np.stack([index for index, _ in histories])
+    age = np.stack([hours for _, hours in histories])
     target = np.searchsorted(fields.time, when)
     stop = int(target[-1]) + 1  # frames after the last training time stay out of sight
-    time, longitude = fields.time[:stop], torch.from_numpy(fields.longitude)
-    values, valid = torch.from_numpy(fields.values[:stop]), torch.from_numpy(fields.valid[:stop])
-    climate, departure = climates.fit(values, valid, time, longitude, target, past)
+    time = fields.time[:stop]
+    values = torch.from_numpy(fields.values[:stop])
+    valid = torch.from_numpy(fields.valid[:stop])
+    background, departure = backgrounds.fit(values, valid, time, torch.from_numpy(fields.longitude), target, past)
     generator = torch.Generator().manual_seed(settings.seed)
-    rank = min(settings.rank, departure[0].numel() // 4)
+    rank = min(settings.covariance_rank, departure[0].numel() // 4)
     covariance = covariances.fit(departure, fields.periodic, rank, generator, settings.shrinkage)
     season = bool(when[-1] - when[0] > _YEAR) if settings.season is None else settings.season
-    model = _untrained(fields, climate, covariance, season, step, settings)
+    model = _untrained(fields, background, covariance, season, time_step, settings)
     samples = Samples(
-        departure.float(), valid[target], model.anomalies(values, time), model.forcing(time),
-        torch.from_numpy(target), torch.from_numpy(past), torch.from_numpy(age),
-        torch.from_numpy((when - when.astype("datetime64[D]")) // np.timedelta64(1, "m")).long(),
-        _roots(departure, fields.periodic),
-    )  # fmt: skip
+        departure=departure.float(),
+        valid=valid[target],
+        anomaly=model.anomalies(values, time),
+        forcing=model.forcing(time),
+        target=torch.from_numpy(target),
+        past=torch.from_numpy(past),
+        age=torch.from_numpy(age),
+        clock=torch.from_numpy((when - when.astype("datetime64[D]")) // np.timedelta64(1, "m")).long(),
+        roots=_roots(departure, fields.periodic),
+    )
     return model, samples
 
 
 def _untrained(
     fields: Fields,
-    climate: climates.Climate,
+    background: Background,
     covariance: Covariance,
     season: bool,
-    step: np.timedelta64,
-    s: TrainSettings,
+    time_step: np.timedelta64,
+    settings: TrainSettings,
 ) -> Model:
     grid = (len(fields.latitude), len(fields.longitude))
     latitude = torch.from_numpy(fields.latitude).deg2rad().sin()[:, None].expand(1, -1, grid[1])
@@ -169,136 +207,297 @@ def _untrained(
     static = static - static.mean((1, 2), keepdim=True)
     static = static / static.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
     config = StormConfig(
-        len(fields.variables), len(static) + (4 if season else 2), s.patch or default_patch(*grid), s.width, s.heads,
-        s.depth, position_features=3 if fields.periodic else 2,
-    )  # fmt: skip
-    tiling = s.tile and Tiling.of(grid, s.tile, s.halo, s.blend, fields.periodic, config.patch)
+        channels=len(fields.variables),
+        static_channels=len(static) + (4 if season else 2),
+        patch=settings.patch or default_patch(*grid),
+        width=settings.width,
+        heads=settings.heads,
+        depth=settings.depth,
+        position_features=3 if fields.periodic else 2,
+    )
+    tiling = None
+    if settings.tile is not None:
+        tiling = Tiling.of(grid, settings.tile, settings.halo, settings.blend, fields.periodic, config.patch)
     return Model(
-        config, Storm(config, torch.Generator().manual_seed(s.seed)), climate, covariance, static.float(),
-        torch.from_numpy(fields.latitude), torch.from_numpy(fields.longitude), fields.periodic, season, s.frames, step,
-        fields.variables, fields.units, tiling=tiling,
-    )  # fmt: skip
+        config=config,
+        network=Storm(config, torch.Generator().manual_seed(settings.seed)),
+        background=background,
+        covariance=covariance,
+        static=static.float(),
+        latitude=torch.from_numpy(fields.latitude),
+        longitude=torch.from_numpy(fields.longitude),
+        periodic=fields.periodic,
+        season=season,
+        frames=settings.frames,
+        time_step=time_step,
+        variables=fields.variables,
+        units=fields.units,
+        tiling=tiling,
+    )
 
 
 def _roots(departure: Float[Tensor, "n c h w"], periodic: bool) -> tuple[Tensor, Tensor]:
-    roots = []
-    lengths = covariances.correlation_length(departure, periodic)
-    for size, length, wraps in zip(departure.shape[-2:], lengths, (False, periodic), strict=True):
-        values, vectors = torch.linalg.eigh((-(covariances.distance(size, length, wraps) ** 2) / 2).exp())
-        roots.append((vectors * values.clamp_min(0).sqrt() @ vectors.T).float())
-    return roots[0], roots[1]
+    """Return each axis's symmetric root of a Gaussian covariance with the departures' correlation length."""
+    length_y, length_x = covariances.correlation_length(departure, periodic)
+    height, width = departure.shape[-2:]
+    return _root(height, length_y, False), _root(width, length_x, periodic)
+
+
+def _root(size: int, length: float, periodic: bool) -> Float[Tensor, "n n"]:
+    values, vectors = torch.linalg.eigh((-(covariances.distance(size, length, periodic) ** 2) / 2).exp())
+    root: Tensor = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    return root.float()
 
 
 @dataclass(frozen=True)
 class Batch:
-    x: Tensor
-    valid: Tensor
-    past: Tensor
-    index: Tensor
+    """B transitions of one training step, mixed."""
+
+    x: Float[Tensor, "b c h w"]
+    valid: Bool[Tensor, "b c h w"]
+    past: Float[Tensor, "b k c h w"]  # anomalies
+    index: Int64[Tensor, " b"]  # of the transitions whose forcings and ages go with them
 
 
-def mixed(samples: Samples, index: Tensor, count: int, generator: torch.Generator) -> Batch:
-    """The transitions `index`, each mixed with count - 1 others of its time of day."""
+def mix(samples: Samples, index: Int64[Tensor, " b"], count: int, generator: torch.Generator) -> Batch:
+    """Mix each of the transitions `index` with count - 1 others of the same time of day."""
     if count == 1:
         return Batch(samples.departure[index], samples.valid[index], samples.anomaly[samples.past[index]], index)
-    same = samples.clock[index][:, None] == samples.clock
-    others = torch.multinomial(same.float(), count - 1, replacement=True, generator=generator)
+    same_time = samples.clock[index][:, None] == samples.clock
+    others = torch.multinomial(same_time.float(), count - 1, replacement=True, generator=generator)
     chosen = torch.cat([index[:, None], others], 1)
     fields = torch.randn(*chosen.shape, 1, *samples.departure.shape[-2:], generator=generator)
     fields = samples.roots[0] @ fields @ samples.roots[1]
     fields = fields / fields.square().sum(1, keepdim=True).sqrt()
     return Batch(
-        (fields * samples.departure[chosen]).sum(1),
-        samples.valid[chosen].all(1),
-        (fields[:, :, None] * samples.anomaly[samples.past[chosen]]).sum(1),
-        index,
+        x=(fields * samples.departure[chosen]).sum(1),
+        valid=samples.valid[chosen].all(1),
+        past=(fields[:, :, None] * samples.anomaly[samples.past[chosen]]).sum(1),
+        index=index,
     )
 
 
-def weighted_loss(
-    model: Model, samples: Samples, batch: Batch, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
-) -> Float[Tensor, ""]:
-    """The loss of the module's equations: one for a network that is still zero, if the data are N(0, Sigma)."""
-    return weighted_squares(model, samples, batch, sigma, noise)[batch.valid].mean()
+# What is random in the loss of a batch: transitions, noise levels [b] and noise [b, C, H, W].
+_Draw = tuple[Batch, Tensor, Tensor]
 
 
-def weighted_squares(
-    model: Model, samples: Samples, batch: Batch, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h w"]:
-    """What the loss is the mean of, at every point."""
-    frames, at = samples.past[batch.index], samples.target[batch.index]
-    memory = model.network.compress(batch.past, samples.forcing[frames], samples.age[batch.index], model.position)
-    condition = Condition(samples.forcing[at], memory, model.position[None], model.periodic)
-    noisy = batch.x + sigma.float()[:, None, None, None] * noise
-    if model.tiling is None:
-        mean = precondition(lambda z, s: model.network(z, s, condition), noisy, sigma, model.covariance)
-    else:
-        mean = covariance_denoiser(model.network, condition, model.tiling, model.covariance, _TOGETHER)(noisy, sigma)
-    weight = output_scale(model.covariance, sigma).float()[:, None, None, None] ** -2
-    return weight * (mean - batch.x) ** 2
+def _draw(samples: Samples, settings: TrainSettings, generator: torch.Generator) -> _Draw:
+    """Draw all random numbers of one training step."""
+    count = _training_count(samples, settings)
+    index = torch.randint(count, (settings.batch,), generator=generator)
+    batch = mix(_first(samples, count), index, settings.mixed_transitions, generator)
+    sigma = draw_sigma(settings.batch, generator, settings.noise_mean, settings.noise_std)
+    return batch, sigma, torch.randn(batch.x.shape, generator=generator)
 
 
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear over `warmup` steps, then half a cosine down to 0 at the last step."""
+def _training_count(samples: Samples, settings: TrainSettings) -> int:
+    """Return the number of transitions that the network is trained on; those after them are held back."""
+    return len(samples.target) - max(round(settings.held_back * len(samples.target)), 1)
+
+
+def _first(samples: Samples, count: int) -> Samples:
+    """Return the first `count` transitions: mixing must not reach into those held back."""
+    names = ("departure", "valid", "target", "past", "age", "clock")
+    return replace(samples, **{name: getattr(samples, name)[:count] for name in names})
+
+
+def _held_back_draws(samples: Samples, settings: TrainSettings) -> Iterator[_Draw]:
+    """Draw held-back transitions at several noise levels, with the same noise in every call."""
+    start = _training_count(samples, settings)
+    every = max((len(samples.target) - start) // 48, 1)
+    index = torch.arange(start, len(samples.target), every)
+    generator = torch.Generator().manual_seed(settings.seed)
+    for level in _LEVELS:
+        batch = mix(samples, index, 1, generator)
+        noise = torch.randn(batch.x.shape, generator=generator)
+        yield batch, torch.full((len(index),), level, dtype=torch.float64), noise
+
+
+class Objective(nn.Module):
+    """The weighted squared errors of one rank's samples, whose mean over valid points is the loss.
+
+    The mean is 1 at every noise level for a network that is still zero, if the data are N(0, Sigma). It is a module so
+    that a step uses the weights in a single forward pass, as fully sharded weights require.
+    """
+
+    def __init__(self, model: Model, samples: Samples) -> None:
+        super().__init__()
+        self.network = model.network
+        self.model = model
+        self.samples = samples
+        self.tiles: Tiling | ShardedTiles | None = model.tiling
+        if model.tiling is not None and model.world.mesh.tile > 1:
+            self.tiles = ShardedTiles(model.tiling, model.world, _TILES_PER_BATCH)
+
+    def forward(
+        self, batch: Batch, sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return |D(x + s n; s) - x|^2 / c_out(s)^2 at every point."""
+        samples = self.samples
+        denoise = self.model.denoiser(
+            past=batch.past,
+            past_static=samples.forcing[samples.past[batch.index]],
+            age=samples.age[batch.index],
+            static=samples.forcing[samples.target[batch.index]],
+            tiles=self.tiles,
+            tiles_per_batch=_TILES_PER_BATCH,
+        )
+        mean = denoise(batch.x + sigma.float()[:, None, None, None] * noise, sigma)
+        weight = output_scale(self.model.covariance, sigma).float()[:, None, None, None] ** -2
+        return weight * (mean - batch.x) ** 2
+
+
+def scheduled_rate(step: int, settings: TrainSettings) -> float:
+    """Return the learning rate of a step, counted from 0: linear over the warm-up, then half a cosine down to 0."""
     if step < settings.warmup:
-        return settings.rate * (step + 1) / settings.warmup
+        return settings.learning_rate * (step + 1) / settings.warmup
     share = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
-    return settings.rate * 0.5 * (1 + math.cos(math.pi * share))
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-class _Run:
-    """All that changes while training. Everything here is in the checkpoint: a resumed run has the same bits."""
+class _Trainer:
+    """Everything that changes during a run, as far as this rank holds it; all of it goes into the checkpoint."""
 
-    def __init__(self, network: Storm, settings: TrainSettings) -> None:
-        self.network, self.average, self.best = network, copy.deepcopy(network), copy.deepcopy(network)
+    def __init__(self, model: Model, samples: Samples, settings: TrainSettings) -> None:
+        self.world = model.world
+        self.settings = settings
+        self.samples = samples
+        self.objective = Objective(model, samples)
+        self.network: Storm = model.network
+        shard_weights(self.objective, self.network, self.world)
+        self.weights = dict(self.network.named_parameters())
+        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.best = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.optimiser = torch.optim.AdamW(
-            network.parameters(), lr=settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+            self.network.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
         )
         self.generator = torch.Generator().manual_seed(settings.seed + 1)
         self.step = 0
         self.losses: list[float] = []
-        self.held: list[tuple[int, float]] = []  # (step, loss on the held-back part)
+        self.held_back: list[tuple[int, float]] = []  # (step, loss of the average on the held-back part)
 
-    def save(self, path: Path, settings: TrainSettings) -> None:
-        tensors = {"generator": self.generator.get_state()}
-        for part in ("network", "average", "best"):
-            tensors |= {f"{part}.{name}": weight.detach() for name, weight in getattr(self, part).named_parameters()}
-        for name, weight in self.network.named_parameters():
-            moments = self.optimiser.state.get(weight, {})
-            tensors |= {f"optimiser.{name}.{moment}": moments[moment] for moment in MOMENTS if moment in moments}
-        about = {"step": self.step, "losses": self.losses, "held": self.held, "settings": plain(settings)}
-        if path.is_dir():  # begun on many ranks
-            checkpoints.write_folder(path, KIND, tensors, about)
-        else:
-            write_tensors(path, KIND, tensors, about)
+    def advance(self) -> None:
+        """Take one step of the optimiser and update the average."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = scheduled_rate(self.step, self.settings)
+        loss = self._loss(*_draw(self.samples, self.settings, self.generator))
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        sum_tile_gradients(self.network, self.world)
+        clip_gradients(self.network, self.settings.clip, self.world)
+        self.optimiser.step()
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                local(self.average[name]).lerp_(local(weight), 1 - decay)
+        self.losses.append(whole_loss(loss, self.world, sharded=False))
+        self.step += 1
 
-    def load(self, path: Path, settings: TrainSettings) -> None:
-        tensors, about = checkpoints.read_folder(path, KIND) if path.is_dir() else read_tensors(path, KIND)
-        same_settings(path, about, settings)
+    def _loss(self, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Return this rank's part of the loss, [PAR-12].
+
+        When there are fewer samples than data ranks, each takes all of them, which has the same mean.
+        """
+        count = len(batch.x)
+        members = self.world.share(count) if count >= self.world.mesh.data else range(count)
+        own = slice(members.start, members.stop)
+        part = Batch(batch.x[own], batch.valid[own], batch.past[own], batch.index[own])
+        return scaled_loss(self.objective(part, sigma[own], noise[own]), part.valid, self.world, sharded=False)
+
+    @torch.no_grad()
+    def judge(self) -> None:
+        """Take the loss of the averaged weights on the held-back part, and keep them if it is the least so far."""
+        total = 0.0
+        with self._using(self.average):
+            for draw in _held_back_draws(self.samples, self.settings):
+                total += whole_loss(self._loss(*draw), self.world, sharded=False) / len(_LEVELS)
+        self.held_back.append((self.step, total))
+        if total <= min(loss for _, loss in self.held_back):
+            for name, weight in self.average.items():
+                local(self.best[name]).copy_(local(weight))
+
+    @contextmanager
+    def _using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run the network with other weights for a while."""
+        own = {name: local(weight).detach().clone() for name, weight in self.weights.items()}
         try:
-            for name in ("network", "average", "best"):
-                own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-                getattr(self, name).load_state_dict(own)
-            for name, weight in self.network.named_parameters() if about["step"] else ():
-                moments = {moment: tensors[f"optimiser.{name}.{moment}"].view_as(weight) for moment in MOMENTS}
+            for name, weight in self.weights.items():
+                local(weight).copy_(local(weights[name]))
+            yield
+        finally:
+            free_gathered(self.objective)  # else the next step would run with these
+            for name, weight in self.weights.items():
+                local(weight).copy_(own[name])
+
+    def _parts(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield the key in a checkpoint, the name of the weight that it is cut like, and this rank's part."""
+        for name, weight in self.weights.items():
+            yield f"network.{name}", name, weight
+            yield f"average.{name}", name, self.average[name]
+            yield f"best.{name}", name, self.best[name]
+            for moment in _MOMENTS if weight in self.optimiser.state else ():
+                yield f"optimiser.{name}.{moment}", name, self.optimiser.state[weight][moment]
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that does not depend on the mesh, [PAR-17]: a file from one rank, a folder from several.
+
+        A folder that is there already stays one.
+        """
+        state = {
+            key: checkpoints.rows(gather_whole(name, part, self.world), self.world) for key, name, part in self._parts()
+        }
+        state["generator"] = checkpoints.rows(self.generator.get_state().to(self.world.device), self.world)
+        about = {
+            "step": self.step,
+            "losses": self.losses,
+            "held": self.held_back,
+            "settings": stored_settings(self.settings),
+        }
+        if self.world.mesh.size == 1 and not path.is_dir():
+            write_tensors(path, _KIND, state, about)
+        else:
+            checkpoints.write_folder(path, _KIND, state, about, self.world)
+
+    def load(self, path: Path) -> None:
+        """Read a checkpoint of either form, written on any mesh.
+
+        Raises ValueError for one of other settings, or of another network.
+        """
+        state, about = checkpoints.read_folder(path, _KIND, self.world) if path.is_dir() else read_tensors(path, _KIND)
+        _check_settings(path, about, self.settings)
+        if about["step"]:
+            for weight in self.weights.values():
+                moments = {moment: torch.zeros_like(weight) for moment in _MOMENTS}
                 self.optimiser.state[weight] = {"step": torch.tensor(float(about["step"]))} | moments
-            self.generator.set_state(tensors["generator"])
-        except (KeyError, RuntimeError) as error:
+        try:
+            for key, name, part in self._parts():
+                place_whole(name, checkpoints.whole(state[key]), part, self.world)
+            self.generator.set_state(checkpoints.whole(state["generator"]).cpu())
+        except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: does not fit this network and data ({error}): start afresh") from error
-        self.step, self.losses = about["step"], about["losses"]
-        self.held = [(int(step), float(loss)) for step, loss in about["held"]]
+        self.step = about["step"]
+        self.losses = about["losses"]
+        self.held_back = [(int(step), float(loss)) for step, loss in about["held"]]
 
 
-def same_settings(path: Path, about: Mapping[str, Any], settings: TrainSettings) -> None:
-    """Raises ValueError, naming what differs, for a checkpoint of other settings."""
-    if about["settings"] != plain(settings):
-        changed = [k for k, v in plain(settings).items() if about["settings"].get(k) != v]
+def _check_settings(path: Path, about: Mapping[str, Any], settings: TrainSettings) -> None:
+    stored = about["settings"]
+    if stored != stored_settings(settings):
+        names = {key: name for name, key in _SETTING_KEYS.items()}
+        changed = [names.get(key, key) for key, value in stored_settings(settings).items() if stored.get(key) != value]
         raise ValueError(f"{path}: was trained with other settings ({changed}): use the same or start afresh")
 
 
-def plain(settings: TrainSettings) -> dict[str, Any]:
-    """Settings as JSON has them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+def check_shares(model: Model, settings: TrainSettings, world: World) -> None:
+    """Raise ValueError, saying what to change, when a rank would get no heads, tiles or samples, [PAR-4]."""
+    tiling = model.tiling
+    if tiling is None and world.mesh.tile > 1:
+        raise ValueError(f"tile={world.mesh.tile} shares out tiles, and the network is trained untiled: add --tile HxW")
+    tiles = None if tiling is None else len(cores(tiling.y)) * len(cores(tiling.x))
+    world.mesh.check(model.config, tiles, settings.batch)
 
 
 def train(
@@ -308,93 +507,46 @@ def train(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     stop: int | None = None,
+    world: World | None = None,
+    activation_checkpointing: bool = False,
 ) -> Model:
-    """Train a prepared model. The one given is left as it is.
+    """Train a prepared model, which is left as it is; every rank of the world returns the whole trained model.
 
-    checkpoint: if the file exists the run goes on from it, to the same bits as if it had never stopped; it is written
-    ten times a run. stop: leave off after this many steps. Raises ValueError for a checkpoint of other settings.
+    checkpoint: written ten times in a run; if it exists the run resumes from it, on the mesh that wrote it to the same
+    bits as if it had never stopped. stop: leave off after this many steps. world: None for a process alone.
+    activation_checkpointing: blocks keep only their inputs and run twice. Raises ValueError when network, tiles or
+    batch cannot be shared out, [PAR-4], and for a checkpoint of other settings.
     """
+    world = world or World.alone()
+    check_shares(model, settings, world)
+    network = tensor_parallel(copy.deepcopy(model.network), world)
+    if activation_checkpointing:
+        recompute(network)
     covariance = model.covariance.to(torch.float32)
-    model = replace(model, network=copy.deepcopy(model.network), covariance=covariance)
-    run = _Run(model.network, settings)
+    trainer = _Trainer(replace(model, network=network, covariance=covariance, world=world), samples, settings)
     if checkpoint is not None and checkpoint.exists():
-        run.load(checkpoint, settings)
-    every, last = max(settings.steps // CHECKS, 1), settings.steps if stop is None else min(stop, settings.steps)
-    if run.step == 0:
-        _judge(run, model, samples, settings)
-    while run.step < last:
-        _advance(run, model, samples, settings)
-        if run.step % every == 0 or run.step == last:
-            if run.step % every == 0 or run.step == settings.steps:
-                _judge(run, model, samples, settings)
-            if checkpoint is not None:
-                run.save(checkpoint, settings)
+        trainer.load(checkpoint)
+    every = max(settings.steps // _CHECKS, 1)
+    last = settings.steps if stop is None else min(stop, settings.steps)
+    if trainer.step == 0:
+        trainer.judge()
+    while trainer.step < last:
+        trainer.advance()
+        due = trainer.step % every == 0
+        if due or trainer.step == settings.steps:
+            trainer.judge()
+        if checkpoint is not None and (due or trainer.step == last):
+            trainer.save(checkpoint)
         if progress is not None:
-            note = f"loss {run.losses[-1]:.4f}, held back {run.held[-1][1]:.4f}"
-            progress("training", run.step, settings.steps, note)
-    record = {"settings": plain(settings), "losses": run.losses, "held_back": run.held}
-    return replace(model, network=run.best.eval(), covariance=model.covariance.to(torch.float64), training=record)
-
-
-def _split(samples: Samples, settings: TrainSettings) -> int:
-    """How many transitions the network is trained on; those after them are held back."""
-    return len(samples.target) - max(round(settings.held_back * len(samples.target)), 1)
-
-
-def _advance(run: _Run, model: Model, samples: Samples, settings: TrainSettings) -> None:
-    for group in run.optimiser.param_groups:
-        group["lr"] = learning_rate(run.step, settings)
-    loss = weighted_loss(model, samples, *drawn(samples, settings, run.generator))
-    run.optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(run.network.parameters(), settings.clip)
-    run.optimiser.step()
-    keep = averaging(run.step, settings)
-    with torch.no_grad():
-        for slow, fast in zip(run.average.parameters(), run.network.parameters(), strict=True):
-            slow.lerp_(fast, 1 - keep)
-    run.losses.append(loss.item())
-    run.step += 1
-
-
-def averaging(step: int, settings: TrainSettings) -> float:
-    """d of the module's equations."""
-    return min(settings.ema, (1 + step) / (10 + step))
-
-
-def drawn(samples: Samples, settings: TrainSettings, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
-    """All that is random in one step: transitions, noise levels [b], noise [b, C, H, W]."""
-    count = _split(samples, settings)
-    index = torch.randint(count, (settings.batch,), generator=generator)
-    batch = mixed(_first(samples, count), index, settings.mix, generator)
-    sigma = draw_sigma(settings.batch, generator, settings.noise_mean, settings.noise_std)
-    return batch, sigma, torch.randn(batch.x.shape, generator=generator)
-
-
-def _first(samples: Samples, count: int) -> Samples:
-    """The first `count` transitions: mixing must not reach into those held back."""
-    cut = {name: getattr(samples, name)[:count] for name in ("departure", "valid", "target", "past", "age", "clock")}
-    return replace(samples, **cut)
-
-
-@torch.no_grad()
-def _judge(run: _Run, model: Model, samples: Samples, settings: TrainSettings) -> None:
-    """The best average so far is kept."""
-    averaged = replace(model, network=run.average)
-    total = judged(samples, settings, lambda *given: float(weighted_loss(averaged, samples, *given)))
-    run.held.append((run.step, total))
-    if total <= min(loss for _, loss in run.held):
-        run.best.load_state_dict(run.average.state_dict())
-
-
-def judged(samples: Samples, settings: TrainSettings, loss: Callable[[Batch, Tensor, Tensor], float]) -> float:
-    """The loss on the held-back part, at several noise levels, always with the same noise."""
-    every = max((len(samples.target) - _split(samples, settings)) // 48, 1)
-    index = torch.arange(_split(samples, settings), len(samples.target), every)
-    generator, total = torch.Generator().manual_seed(settings.seed), 0.0
-    for level in _LEVELS:
-        batch = mixed(samples, index, 1, generator)
-        noise = torch.randn(batch.x.shape, generator=generator)
-        sigma = torch.full((len(index),), level, dtype=torch.float64)
-        total += loss(batch, sigma, noise) / len(_LEVELS)
-    return total
+            note = f"loss {trainer.losses[-1]:.4f}, held back {trainer.held_back[-1][1]:.4f}"
+            progress("training", trainer.step, settings.steps, note)
+    best = copy.deepcopy(model.network)
+    best.load_state_dict({name: gather_whole(name, part, world).cpu() for name, part in trainer.best.items()})
+    record = {
+        "settings": stored_settings(settings),
+        "losses": trainer.losses,
+        "held_back": trainer.held_back,
+        "mesh": str(world.mesh),
+    }
+    # The covariance keeps the precision that it was trained with and that a file has.
+    return replace(model, network=best.eval(), covariance=covariance.to(torch.float64), training=record)

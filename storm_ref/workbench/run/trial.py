@@ -1,9 +1,9 @@
 """The trial: train on the first part of a record, analyse the last part, and score every fraction of points observed.
 
-For each analysis time k of the test part and each fraction f, M members of p(x_k | true past, y_k) with y_k at randomly
-chosen points: a fraction f of all points, every variable; f = 0 is the forecast alone. Beside them, with the same
-observations: the Gaussian prior alone (the network off), and optimal interpolation; and persistence. Scores as
-analysis.py has them, always at points not observed.
+At each analysis time k of the test part and for each fraction f, M members are drawn from p(x_k | true past, y_k). y_k
+observes every variable at a random fraction f of the points; f = 0 is the forecast alone. The Gaussian prior alone
+(the network off) and optimal interpolation are given the same observations; persistence is scored as well. Scores are
+those of analysis.py, always at points not observed.
 """
 
 import time as clock
@@ -28,9 +28,9 @@ from storm_ref.workbench.run.analysis import (
     counter,
     headline,
     observe,
+    observed_points,
     reductions,
     score_table,
-    seen_by,
 )
 from storm_ref.workbench.run.training import TrainSettings, prepare, train
 
@@ -39,10 +39,10 @@ __all__ = ["TrialResult", "TrialSettings", "run_trial"]
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What is tried. Raises ValueError for fractions outside [0, 1) or given twice."""
+    """The settings of a trial. Raises ValueError for fractions outside [0, 1) or given twice."""
 
     split: np.datetime64  # the test part begins here
-    step: np.timedelta64
+    time_step: np.timedelta64
     fractions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5)
     stop: np.datetime64 | None = None  # the test part ends before this
     drawing: DrawSettings = field(default_factory=DrawSettings)
@@ -54,51 +54,65 @@ class TrialSettings:
 
 @dataclass(frozen=True, eq=False)
 class TrialResult:
-    """`scores` is what result.json holds; the arrays are for pictures: analyses [m, t, c, h, w] by fraction."""
+    """The trained model, its scores, and the fields behind them in physical units."""
 
     model: Model
-    scores: dict[str, Any]
+    scores: dict[str, Any]  # the content of result.json
     time: np.ndarray
     truth: Float[Tensor, "t c h w"]
-    analyses: Mapping[float, Float[Tensor, "m t c h w"]]
-    observed: Mapping[float, Bool[Tensor, "t c h w"]]
+    analyses: Mapping[float, Float[Tensor, "m t c h w"]]  # by fraction
+    observed: Mapping[float, Bool[Tensor, "t c h w"]]  # by fraction
 
 
 def run_trial(fields: Fields, settings: TrialSettings, progress: Progress | None = None) -> TrialResult:
-    """Train, analyse and score. Raises ValueError when a part of the record is too short, or a grid cannot be cut."""
-    began, drawing = clock.perf_counter(), settings.drawing
-    first = targets(fields.time, settings.step, None, settings.split, settings.training.frames)
-    later = targets(fields.time, settings.step, settings.split, settings.stop, settings.training.frames)
-    when = later[(later - later[0]) % settings.step == np.timedelta64(0, "ns")]
+    """Train, analyse and score.
+
+    Raises ValueError when a part of the record is too short, or the patch does not divide the grid.
+    """
+    began = clock.perf_counter()
+    drawing = settings.drawing
+    time_step = settings.time_step
+    frames = settings.training.frames
+    training_times = targets(fields.time, time_step, None, settings.split, frames)
+    test_times = targets(fields.time, time_step, settings.split, settings.stop, frames)
+    when = test_times[(test_times - test_times[0]) % time_step == np.timedelta64(0, "ns")]
     given = {f: [observe(fields, t, f, drawing, k) for k, t in enumerate(when)] for f in settings.fractions}
-    model = train(*prepare(fields, first, settings.step, settings.training), settings.training, progress)
+    model = train(*prepare(fields, training_times, time_step, settings.training), settings.training, progress)
     trained = clock.perf_counter()
-    rival = _rival(fields, first, settings.step)
+    baseline = _fit_baseline(fields, training_times, time_step)
     index = np.searchsorted(fields.time, when)
-    truth, valid = torch.from_numpy(fields.values[index]), torch.from_numpy(fields.valid[index])
-    analyses, seen = {}, {}
+    truth = torch.from_numpy(fields.values[index])
+    valid = torch.from_numpy(fields.valid[index])
+    analyses = {}
+    observed = {}
     tables: dict[str, dict[str, Any]] = {"fractions": {}, "gaussian": {}, "optimal_interpolation": {}}
     for fraction, observations in given.items():
-        tell = counter(progress, f"analyses, {fraction:.0%} observed", len(when))
+        report = counter(progress, f"analyses, {fraction:.0%} observed", len(when))
         methods = {
-            "fractions": analyse(model, fields, when, observations, drawing, tell),
+            "fractions": analyse(model, fields, when, observations, drawing, report),
             "gaussian": analyse(model, fields, when, observations, drawing, network=False),
-            "optimal_interpolation": _interpolate(rival, fields, when, observations, settings),
+            "optimal_interpolation": _interpolate(baseline, fields, when, observations, settings),
         }
         analyses[fraction] = methods["fractions"]
-        seen[fraction] = torch.stack([seen_by(o, truth.shape[1:]) for o in observations])
+        observed[fraction] = torch.stack([observed_points(o, truth.shape[1:]) for o in observations])
         for name, members in methods.items():
-            tables[name][str(float(fraction))] = score_table(members, truth, valid & ~seen[fraction], fields)
-    last = torch.from_numpy(fields.values[[history(fields.time, t, 1, settings.step)[0][0] for t in when]])
-    scores = _summary(tables, score_table(last[None], truth, valid, fields), settings, model, fields)
+            tables[name][str(float(fraction))] = score_table(members, truth, valid & ~observed[fraction], fields)
+    previous = torch.from_numpy(_previous(fields, when, time_step))
+    scores = _summary(tables, score_table(previous[None], truth, valid, fields), settings, model, fields)
     scores |= {"train_s": trained - began, "wall_s": clock.perf_counter() - began}
-    return TrialResult(model, scores, when, truth, analyses, seen)
+    return TrialResult(model, scores, when, truth, analyses, observed)
 
 
-def _rival(fields: Fields, when: Shaped[np.ndarray, " t"], step: np.timedelta64) -> optimal_interpolation.Background:
-    now = np.searchsorted(fields.time, when)
-    before = np.array([history(fields.time, t, 1, step)[0][0] for t in when])
-    return optimal_interpolation.fit(fields.values[before], fields.values[now], _hours(when))
+def _previous(fields: Fields, when: Shaped[np.ndarray, " t"], time_step: np.timedelta64) -> np.ndarray:
+    """Return the newest past frame of each time."""
+    return fields.values[[history(fields.time, t, 1, time_step)[0][0] for t in when]]
+
+
+def _fit_baseline(
+    fields: Fields, when: Shaped[np.ndarray, " t"], time_step: np.timedelta64
+) -> optimal_interpolation.OptimalInterpolation:
+    now = fields.values[np.searchsorted(fields.time, when)]
+    return optimal_interpolation.fit(_previous(fields, when, time_step), now, _hours(when))
 
 
 def _hours(when: Shaped[np.ndarray, " t"]) -> np.ndarray:
@@ -106,17 +120,18 @@ def _hours(when: Shaped[np.ndarray, " t"]) -> np.ndarray:
 
 
 def _interpolate(
-    rival: optimal_interpolation.Background,
+    baseline: optimal_interpolation.OptimalInterpolation,
     fields: Fields,
     when: Shaped[np.ndarray, " t"],
     observations: list[Observations | None],
     settings: TrialSettings,
 ) -> Float[Tensor, "m t c h w"]:
+    """Draw the ensembles of optimal interpolation at the times `when`."""
+    previous = _previous(fields, when, settings.time_step)
     members = []
-    for k, (t, hour, seen) in enumerate(zip(when, _hours(when), observations, strict=True)):
-        before = fields.values[history(fields.time, t, 1, settings.step)[0][0]]
+    for k, (hour, given) in enumerate(zip(_hours(when), observations, strict=True)):
         generator = np.random.default_rng([settings.drawing.seed, k, 1])
-        drawn = rival.ensemble(before, int(hour), seen, settings.drawing.members, generator)
+        drawn = baseline.ensemble(previous[k], int(hour), given, settings.drawing.members, generator)
         members.append(torch.from_numpy(drawn).float())
     return torch.stack(members, 1)
 
@@ -130,14 +145,17 @@ def _summary(
 ) -> dict[str, Any]:
     past = fields.values[fields.time < settings.split].astype(np.float64)
     std = {name: float(past[:, c].std()) for c, name in enumerate(fields.variables)}
-    head = {which: {f: headline(t, std) for f, t in table.items()} for which, table in tables.items()}
-    ours, rival, drawing = head["fractions"], head["optimal_interpolation"], settings.drawing
+    headlines = {method: {f: headline(row, std) for f, row in table.items()} for method, table in tables.items()}
+    model_scores = headlines["fractions"]
+    gaussian = headlines["gaussian"]
+    baseline = headlines["optimal_interpolation"]
+    drawing = settings.drawing
     return {
-        "fractions": ours,
-        "crps_reduction": reductions(ours),
-        "gaussian": {"fractions": head["gaussian"], "crps_reduction": reductions(head["gaussian"])},
-        "optimal_interpolation": {"fractions": rival, "crps_reduction": reductions(rival)},
-        "ratio_to_optimal_interpolation": {f: ours[f]["crps"] / rival[f]["crps"] for f in ours},
+        "fractions": model_scores,
+        "crps_reduction": reductions(model_scores),
+        "gaussian": {"fractions": gaussian, "crps_reduction": reductions(gaussian)},
+        "optimal_interpolation": {"fractions": baseline, "crps_reduction": reductions(baseline)},
+        "ratio_to_optimal_interpolation": {f: row["crps"] / baseline[f]["crps"] for f, row in model_scores.items()},
         "persistence": headline(persistence, std),
         "by_variable": {**tables, "persistence": persistence},
         "unit": fields.units[0] if len(std) == 1 else "training standard deviations of each variable",
