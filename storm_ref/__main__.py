@@ -1,4 +1,4 @@
-"""python -m storm_ref: see storm_ref.workbench.cli.commands."""
+"""Start the command line of the workbench: `python -m storm_ref`."""
 
 import sys
 

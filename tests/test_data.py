@@ -392,13 +392,13 @@ def test_read_invalid_damaged_chunk(tmp_path: Path) -> None:
     _refused(path, "t2m cannot be read.*corrupt")
 
 
-# fitting the patch
+# Grids that the patch does not divide
 
 
 def test_read_pad(file: Path) -> None:
     dataset = _grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0])
     dataset["lsm"] = (("latitude", "longitude"), np.arange(15.0).reshape(3, 5))
-    fields, bare = read(_save(dataset, file), patch=(4, 4), fit="pad"), read(file)
+    fields, bare = read(_save(dataset, file), patch=(4, 4), grid_mismatch="pad"), read(file)
     assert fields.padding == (1, 3) and fields.values.shape == (6, 1, 4, 8) and fields.static.shape == (1, 4, 8)
     assert fields.latitude.tolist() == [52, 51, 50, 49]
     assert fields.longitude.tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
@@ -412,7 +412,7 @@ def test_read_pad(file: Path) -> None:
 def test_read_crop(file: Path) -> None:
     dataset = _grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0])
     dataset["lsm"] = (("latitude", "longitude"), np.arange(15.0).reshape(3, 5))
-    fields, bare = read(_save(dataset, file), patch=(2, 2), fit="crop"), read(file)
+    fields, bare = read(_save(dataset, file), patch=(2, 2), grid_mismatch="crop"), read(file)
     assert fields.latitude.tolist() == [52, 51] and fields.longitude.tolist() == [0, 0.5, 1, 1.5]
     assert fields.padding == (0, 0)
     np.testing.assert_array_equal(fields.values, bare.values[..., :2, :4])
@@ -420,45 +420,54 @@ def test_read_crop(file: Path) -> None:
     assert fields.valid.shape == fields.values.shape
 
 
-def test_read_fits_each_axis_to_its_own_patch(file: Path) -> None:
+def test_read_divides_each_axis_by_its_own_patch(file: Path) -> None:
     path = _save(_grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0]), file)
     assert read(path, patch=(3, 5)).values.shape == (6, 1, 3, 5)
-    assert read(path, patch=(2, 5), fit="pad").padding == (1, 0)
-    assert read(path, patch=(3, 2), fit="crop").values.shape == (6, 1, 3, 4)
-    _refused(path, r"patch 3 x 2 .* 3 x 5 points: pass fit='pad' \(to 3 x 6\)", patch=(3, 2))
+    assert read(path, patch=(2, 5), grid_mismatch="pad").padding == (1, 0)
+    assert read(path, patch=(3, 2), grid_mismatch="crop").values.shape == (6, 1, 3, 4)
+    _refused(path, r"patch 3 x 2 .* 3 x 5 points: choose grid mismatch 'pad' \(to 3 x 6\)", patch=(3, 2))
 
 
-@pytest.mark.parametrize("fit", [None, "pad", "crop"])
-def test_read_fit_changes_nothing_that_fits(file: Path, fit: str | None) -> None:
-    fields = read(_save(_grid([52.0, 51.0]), file), patch=(2, 2), fit=fit)
+@pytest.mark.parametrize("mismatch", [None, "pad", "crop"])
+def test_read_grid_mismatch_changes_nothing_that_is_divisible(file: Path, mismatch: str | None) -> None:
+    fields = read(_save(_grid([52.0, 51.0]), file), patch=(2, 2), grid_mismatch=mismatch)
     assert fields.values.shape == (6, 1, 2, 4) and fields.padding == (0, 0) and fields.valid.all()
 
 
 def test_read_invalid_patch(file: Path) -> None:
     path = _save(_grid(), file)
-    _refused(path, r"patch 2 .* 3 x 4 points: pass fit='pad' \(to 4 x 4\) or fit='crop' \(to 2 x 4", patch=(2, 2))
-    _refused(path, "patch 7 .* 3 x 4 points", patch=(7, 7), fit="crop")
+    _refused(
+        path, r"patch 2 .* 3 x 4 points: choose grid mismatch 'pad' \(to 4 x 4\) or 'crop' \(to 2 x 4", patch=(2, 2)
+    )
+    _refused(path, "patch 7 .* 3 x 4 points", patch=(7, 7), grid_mismatch="crop")
     _refused(path, "patch must be at least 1 x 1", patch=(0, 0))
-    _refused(path, "fit='stretch'", patch=(2, 2), fit="stretch")
-    _refused(_save(_grid([50.0]), file), "one row or column has no spacing", patch=(2, 2), fit="pad")
+    _refused(path, "grid_mismatch='stretch'", patch=(2, 2), grid_mismatch="stretch")
+    _refused(_save(_grid([50.0]), file), "one row or column has no spacing", patch=(2, 2), grid_mismatch="pad")
 
 
-@pytest.mark.parametrize("fit", [None, "pad", "crop"])
-def test_read_invalid_patch_on_a_circle(file: Path, fit: str | None) -> None:
+@pytest.mark.parametrize("mismatch", [None, "pad", "crop"])
+def test_read_invalid_patch_on_a_circle(file: Path, mismatch: str | None) -> None:
     path = _save(_grid([52.0, 51.0, 50.0, 49.0], np.arange(0, 360, 10)), file)
-    _refused(path, r"patch 8 .* 36 longitudes of a circle.*\[1, 2, 3, 4, 6, 9, 12\]", patch=(8, 8), fit=fit)
+    _refused(
+        path, r"patch 8 .* 36 longitudes of a circle.*\[1, 2, 3, 4, 6, 9, 12\]", patch=(8, 8), grid_mismatch=mismatch
+    )
 
 
 def test_read_pad_rows_of_a_globe(file: Path) -> None:
     globe = _save(_grid([60.0, 30, 0], np.arange(0, 360, 10)), file)
-    fields = read(globe, patch=(2, 2), fit="pad")
+    fields = read(globe, patch=(2, 2), grid_mismatch="pad")
     assert fields.periodic and fields.padding == (1, 0) and fields.latitude[-1] == -30
 
 
 def test_read_invalid_padding_beyond_the_pole(file: Path) -> None:
     path = _save(_grid([90.0, 0.0, -90.0], np.arange(0, 360, 10)), file)
-    _refused(path, 'padding would reach latitude -180, beyond the pole: pass fit="crop"', patch=(2, 2), fit="pad")
-    assert read(path, patch=(2, 2), fit="crop").latitude.tolist() == [90, 0]
+    _refused(
+        path,
+        "padding would reach latitude -180, beyond the pole: choose grid mismatch 'crop'",
+        patch=(2, 2),
+        grid_mismatch="pad",
+    )
+    assert read(path, patch=(2, 2), grid_mismatch="crop").latitude.tolist() == [90, 0]
 
 
 # calendar
@@ -589,7 +598,7 @@ def test_targets_invalid_empty() -> None:
 def _analysis(file: Path) -> tuple[xr.Dataset, data.Fields]:
     dataset = _grid([52.0, 51.0, 50.0], [178.0, 179, -180, -179, -178])
     dataset["u10"] = (dataset.t2m.dims, dataset.t2m.values / 100)
-    fields = read(_save(dataset, file), patch=(4, 4), fit="pad")
+    fields = read(_save(dataset, file), patch=(4, 4), grid_mismatch="pad")
     assert fields.padding == (1, 3)
     members = np.stack([fields.values[:2], fields.values[:2] + 1]).astype(np.float64)
     return to_dataset(members, fields, fields.time[:2], {"title": "analysis"}), fields
@@ -674,6 +683,6 @@ def test_write_invalid_path(file: Path) -> None:
     precious = file.with_name("mine.zarr")
     precious.mkdir()
     (precious / "thesis.txt").write_text("years")
-    with pytest.raises(ValueError, match="no Zarr store, so it is not replaced"):
+    with pytest.raises(ValueError, match="not a Zarr store, so it is not replaced"):
         write(dataset, precious)
     assert (precious / "thesis.txt").read_text() == "years"

@@ -332,9 +332,9 @@ def test_read_stations_dataset_equals_csv(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEADER + "2020-01-01,51,0,280,1\n2020-01-01,51,east,280,1\n", "line 3: longitude 'east' is no number"),
-        (HEADER + "2020-01-01,51,0,warm,1\n", "line 2: value 'warm' is no number"),
-        (HEADER + "2020-01-01,,0,280,1\n", "line 2: latitude '' is no number"),
+        (HEADER + "2020-01-01,51,0,280,1\n2020-01-01,51,east,280,1\n", "line 3: longitude 'east' is not a number"),
+        (HEADER + "2020-01-01,51,0,warm,1\n", "line 2: value 'warm' is not a number"),
+        (HEADER + "2020-01-01,,0,280,1\n", "line 2: latitude '' is not a number"),
         (HEADER + "yesterday,51,0,280,1\n", "line 2: time 'yesterday' is not ISO 8601"),
         (HEADER + "2020-01-01,51,0,280\n", "line 2: not as many cells"),
         (HEADER + "2020-01-01,51,0,280,1,2\n", "line 2: not as many cells"),
