@@ -352,7 +352,10 @@ def test_invalid_out_is_refused_before_the_work(
         ["trial", *SIZES, "--split", SPLIT, "--out", str(tmp_path / "file")],
         ["assimilate", "--weights", str(weights), "--start", SPLIT, "--out", str(tmp_path / "file" / "x" / "y")],
     ):
-        _refused([*words, "--data", str(data)], tmp_path, capsys, "--out")
+        _refused([*words, "--data", str(data)], tmp_path, capsys, f"--out {tmp_path}")
+    words = ["train", *SIZES, "--split", SPLIT, "--data", str(data), "--out", str(tmp_path / "m.safetensors")]
+    state = str(tmp_path / "file" / "state")
+    _refused([*words, "--checkpoint", state], tmp_path, capsys, f"--checkpoint {state}", "not a folder")
 
 
 def test_forecast_and_verify_invalid(

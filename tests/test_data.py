@@ -1,4 +1,4 @@
-"""Gridded data: one canonical form from every convention, loud refusals of what has none, and whole files written."""
+"""Gridded data: every convention becomes one canonical form, all else is refused, and files are written whole."""
 
 import os
 import re
@@ -19,7 +19,7 @@ HOUR = np.timedelta64(1, "h")
 
 
 def _smooth(latitude: np.ndarray, longitude: np.ndarray, count: int = len(HOURS)) -> np.ndarray:
-    """A field of time and place that says where it is: the same whatever the order or convention of the coordinates."""
+    """A field whose value tells time and place, whatever the order and convention of the coordinates."""
     angle = np.deg2rad(longitude)
     place = 10 * np.sin(angle) + np.cos(angle) + latitude[:, None] / 10
     return (280 + np.arange(count)[:, None, None] + place).astype(np.float32)
@@ -258,7 +258,7 @@ def test_resolve_prefers_the_exact_name() -> None:
 
 
 def test_resolve_geopotential_is_not_height() -> None:
-    """m2 s-2 and m: to take one for the other would be wrong by a factor of g."""
+    """Their units are m2 s-2 and m: taking one for the other would be wrong by a factor of g."""
     with pytest.raises(ValueError, match="no field 'orog'"):
         resolve("orog", {"z": {"z", "geopotential"}})
 
@@ -510,7 +510,7 @@ def test_parse_step_values(text: str, minutes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "6", "h", "0h", "-6h", "1.5h", "6 hours", "1h30min", "6H", "10000000d"])
 def test_parse_step_invalid(text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(repr(text)) + " is no time step.*90min"):
+    with pytest.raises(ValueError, match=re.escape(repr(text)) + " is not a time step.*90min"):
         parse_step(text)
 
 
@@ -535,8 +535,9 @@ def test_history_frames(present: Any, when: int, frames: int, step: int, expecte
 
 @given(st.sets(st.integers(0, 60), min_size=2), st.integers(0, 70), st.integers(1, 6), st.integers(1, 8))
 def test_history_matches_its_definition(present: set[int], when: int, frames: int, step: int) -> None:
-    """The newest unused frame at or before each slot, by search; refused exactly when a slot finds none."""
-    left, expected = sorted(present), []
+    """A search for the newest unused frame at or before each slot finds the same; none for a slot is a refusal."""
+    left = sorted(present)
+    expected = []
     for k in range(1, frames + 1):
         left = [t for t in left if t <= when - k * step]
         expected += [left.pop()] if left else []
@@ -573,13 +574,12 @@ def test_history_invalid_age() -> None:
 def test_targets_have_histories() -> None:
     assert targets(HOURS, 2 * HOUR, None, None, 2).tolist() == HOURS[4:].tolist()
     assert targets(HOURS, HOUR, HOURS[3], HOURS[5], 2).tolist() == HOURS[3:5].tolist(), "start is in, stop is not"
-    gap = HOURS[[0, 1, 2]].tolist() + (HOURS[[0, 1, 2]] + 20 * HOUR).tolist()
-    gap_times = np.array(gap, "datetime64[ns]")
+    gap_times = np.concatenate([HOURS[:3], HOURS[:3] + 20 * HOUR])
     assert targets(gap_times, HOUR, None, None, 1).tolist() == gap_times[[1, 2, 4, 5]].tolist(), "20 h old is too old"
 
 
 def test_targets_since_the_epoch() -> None:
-    """1970-01-01 is zero nanoseconds, which must not pass for 'no start'."""
+    """1970-01-01 is zero nanoseconds, which must not be taken for no start."""
     time = np.arange(-3, 3).astype("datetime64[h]").astype("datetime64[ns]")
     assert targets(time, HOUR, time[3], None, 1).tolist() == time[3:].tolist()
     assert targets(time, HOUR, None, time[3], 1).tolist() == time[1:3].tolist()

@@ -173,7 +173,7 @@ def _prepare(arguments: argparse.Namespace, settings: TrainSettings) -> tuple[Mo
     """An untrained model and the samples to train it on, once it is known that the results can be written."""
     check_output(arguments.out)
     if arguments.checkpoint is not None:
-        check_output(arguments.checkpoint, "either")
+        check_output(arguments.checkpoint, "either", option="--checkpoint")
     fields = _training_fields(arguments, settings)
     split = date_in_record(arguments, "split", fields)
     when = data.targets(fields.time, arguments.time_step, None, split, settings.frames)

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from storm_ref.workbench.run.analysis import GUIDANCE, DrawSettings
 from storm_ref.workbench.run.training import TrainSettings
 
 __all__ = [
+    "RENAMED",
     "check_output",
     "date_in_record",
     "draw_settings",
@@ -26,6 +27,7 @@ __all__ = [
     "train_settings",
 ]
 
+# Old names of options, which are refused, and the new ones.
 RENAMED = {
     "--rank": "--covariance-rank",
     "--rate": "--learning-rate",
@@ -68,7 +70,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             help="number of CPU threads; results are bitwise reproducible for a given number",
         )
         add(command)
-        _refuse_old_names(command)
+    for word in words:
+        option = word.partition("=")[0]
+        if option in RENAMED:
+            parser.error(f"{option} is now called {RENAMED[option]}")
     return parser.parse_args(words)
 
 
@@ -79,22 +84,6 @@ class _DefaultsShown(argparse.ArgumentDefaultsHelpFormatter):
         if action.default is None or action.nargs == 0 or "default:" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
-
-
-class _Renamed(argparse.Action):
-    """Refuse an option by its old name and say the new one."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
-        parser.error(f"{self.option_strings[0]} is now called {self.const}")
-
-
-def _refuse_old_names(command: argparse.ArgumentParser) -> None:
-    known = command._option_string_actions
-    for old, new in RENAMED.items():
-        if new in known:
-            command.add_argument(
-                old, action=_Renamed, const=new, nargs="?", dest=argparse.SUPPRESS, help=argparse.SUPPRESS
-            )
 
 
 # Options that several commands share.
@@ -414,21 +403,24 @@ def name_bundled_files(arguments: argparse.Namespace) -> None:
 
 
 def check_output(
-    path: Path, kind: Literal["file", "folder", "either"] = "file", suffixes: tuple[str, ...] = ()
+    path: Path,
+    kind: Literal["file", "folder", "either"] = "file",
+    suffixes: tuple[str, ...] = (),
+    option: str = "--out",
 ) -> None:
     """Make sure, before the work rather than after it, that a file or folder can be written at `path`.
 
-    Raises ValueError, naming the reason and the remedy, when it cannot.
+    Raises ValueError, naming the option, the reason and the remedy, when it cannot.
     """
     if suffixes and path.suffix not in suffixes:
-        raise ValueError(f"--out {path}: the name must end in {' or '.join(suffixes)}")
+        raise ValueError(f"{option} {path}: the name must end in {' or '.join(suffixes)}")
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if (kind == "folder" or existing != path) and not existing.is_dir():
-        raise ValueError(f"--out {path}: {existing} is not a folder; choose another name")
+        raise ValueError(f"{option} {path}: {existing} is not a folder; choose another name")
     if kind == "file" and path.suffix != ".zarr" and path.is_dir():
-        raise ValueError(f"--out {path}: this is a folder; name a file in it")
+        raise ValueError(f"{option} {path}: this is a folder; name a file in it")
     if not os.access(existing, os.W_OK):
-        raise ValueError(f"--out {path}: {existing} may not be written; choose another place")
+        raise ValueError(f"{option} {path}: {existing} may not be written; choose another place")
 
 
 def date_in_record(arguments: argparse.Namespace, option: Literal["split", "start"], fields: Fields) -> np.datetime64:

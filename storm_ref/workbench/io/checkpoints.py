@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from storm_ref.parallel.mesh import World
 from storm_ref.workbench.io.atomic import remove, replacing, temporary_name
-from storm_ref.workbench.io.collective import is_main, on_main_rank
+from storm_ref.workbench.io.collective import is_alone, is_main, on_main_rank
 
 __all__ = ["read_folder", "rows", "whole", "write_folder"]
 
@@ -33,8 +33,8 @@ _ABOUT = "about.json"
 
 
 def rows(tensor: Tensor, world: World | None) -> Tensor:
-    """This rank's rows of a tensor that all ranks have, as a shard of the whole; without a world, the tensor itself."""
-    if world is None:
+    """This rank's rows of a tensor that all ranks have, as a shard of the whole; the tensor itself of a single rank."""
+    if world is None or is_alone(world):
         return tensor.detach()
     size = -(-len(tensor) // world.mesh.size)
     part = tensor[world.rank * size : (world.rank + 1) * size].detach().clone()
@@ -69,7 +69,7 @@ def write_folder(
     on_main_rank(world, make_room)
     try:
         with _quiet():
-            dcp.save(dict(state), checkpoint_id=str(part), no_dist=world is None)  # type: ignore[attr-defined]
+            dcp.save(dict(state), checkpoint_id=str(part), no_dist=is_alone(world))  # type: ignore[attr-defined]
         on_main_rank(world, finish)
     finally:
         if is_main(world):
@@ -79,7 +79,7 @@ def write_folder(
 def _agreed_name(path: Path, world: World | None) -> Path:
     """One temporary name for all ranks: the main rank's."""
     names = [temporary_name(path)]
-    if world is not None:
+    if not is_alone(world):
         dist.broadcast_object_list(names)
     return names[0]
 
@@ -108,7 +108,7 @@ def read_folder(path: Path, kind: str, world: World | None = None) -> tuple[dict
             for name, entry in stored.items()
         }
         with _quiet():
-            dcp.load(state, checkpoint_id=str(path), no_dist=world is None)  # type: ignore[attr-defined]
+            dcp.load(state, checkpoint_id=str(path), no_dist=is_alone(world))  # type: ignore[attr-defined]
     except (OSError, KeyError, ValueError, CheckpointException) as error:
         raise ValueError(f"{path}: cannot be read as a checkpoint ({error}); give another, or start afresh") from error
     return state, description["about"]

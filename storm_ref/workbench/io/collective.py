@@ -1,6 +1,6 @@
 """Work of which all ranks learn how it ended: if one fails, all raise the same error, and none waits for it in vain.
 
-Without a world there is one process, which does everything.
+Without a world, or in a world of one rank, there is one process, which does everything.
 """
 
 from collections.abc import Callable
@@ -8,9 +8,14 @@ from typing import TypeVar
 
 from storm_ref.parallel.mesh import World
 
-__all__ = ["is_main", "on_every_rank", "on_main_rank"]
+__all__ = ["is_alone", "is_main", "on_every_rank", "on_main_rank"]
 
 T = TypeVar("T")
+
+
+def is_alone(world: World | None) -> bool:
+    """Tell whether there is no other rank to talk to."""
+    return world is None or world.mesh.size == 1
 
 
 def is_main(world: World | None) -> bool:

@@ -446,7 +446,9 @@ def parse_step(text: str) -> np.timedelta64:
     """
     match = re.fullmatch(r"\s*0*([1-9]\d{0,4})\s*(min|h|d)\s*", text)
     if not match:
-        raise ValueError(f'{text!r} is no time step: write a whole number above 0 and min, h or d: "90min", "6h", "1d"')
+        raise ValueError(
+            f'{text!r} is not a time step: write a whole number above 0 and min, h or d: "90min", "6h", "1d"'
+        )
     return np.timedelta64(int(match[1]) * {"min": 60, "h": 3600, "d": 86400}[match[2]] * 10**9, "ns")
 
 

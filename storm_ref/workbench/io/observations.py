@@ -278,7 +278,7 @@ def from_stations(
         "without a finite value": ~np.isfinite(stations.value),
         "without a positive, finite error_std": ~(np.isfinite(stations.error_std) & (stations.error_std > 0)),
         f"not within {tolerance / np.timedelta64(1, 'h'):g} h of {when}": ~(np.abs(stations.time - when) <= tolerance),
-        f"of no single variable among {', '.join(fields.variables)}": channel < 0,
+        f"without a single matching variable among {', '.join(fields.variables)}": channel < 0,
         "outside the domain, or beside points without data": ~inside,
     }.items():
         if (keep & bad).any():
