@@ -319,7 +319,7 @@ def test_assimilate_invalid_stations(
         (["--split", "1999-01-01"], ("lies outside the record",)),
         (["--split", "2001-03-02"], ("training times are too few", "at least 16")),
         ([], ("--split DATE",)),
-        (["--split", SPLIT, "--patch", "5x4"], ("patch 5 x 4 does not divide", "fit")),
+        (["--split", SPLIT, "--patch", "5x4"], ("patch 5 x 4 does not divide", "grid mismatch")),
         (["--split", SPLIT, "--width", "0"], ("",)),
         (["--split", SPLIT, "--frames", "0"], ("frames must be at least 1",)),
         (["--split", SPLIT, "--time-step", "90min"], ("finer than the data",)),
