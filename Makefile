@@ -54,7 +54,8 @@ tiny-data: $(READY) ## make the data files in tiny_data/ again
 	@$(RUN) tiny_data/make_tiny_data.py
 
 train-tiny: $(READY) ## train the network that tiny_data/ carries again
-	@$(RUN) -m storm_ref train --frames 2 --patch 4 --width 80 --depth 3 --rank 64 --mix 1 --rate 2e-3 --train-steps 1500 --out tiny_data/storm_tiny.safetensors
+	@$(RUN) -m storm_ref train --frames 2 --patch 4 --width 80 --depth 3 --covariance-rank 64 \
+	    --mixed-transitions 1 --learning-rate 2e-3 --train-steps 1500 --out tiny_data/storm_tiny.safetensors
 
 clean: ## remove the environment and everything the tools cached
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

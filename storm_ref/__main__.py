@@ -1,8 +1,22 @@
-"""Start the workbench's command line, `storm_ref.workbench.cli.commands`, by `python -m storm_ref`."""
+"""Start the command line of the workbench: `python -m storm_ref`, or `storm-ref` where the package is installed."""
 
 import sys
 
-from storm_ref.workbench.cli.commands import main
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run one command and return its exit code; 2, with the remedy, where the reference's own packages are missing."""
+    try:
+        from storm_ref.workbench.cli.commands import main as run  # what the default install does not bring along
+    except ModuleNotFoundError as error:
+        print(
+            f"storm_ref: the package {error.name} is not installed; pip install 'storm-ref[reference]' brings it",
+            file=sys.stderr,
+        )
+        return 2
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,7 @@
-"""`python faulty.py KIND[,KIND] RANK STEP[,STEP] train ...`: the command line, in which one rank goes wrong.
+"""Run the command line with one rank that fails: `python faulty.py KIND[,KIND] RANK STEP[,STEP] train ...`.
 
-The first kind, at the first step, on the first attempt; after a restart by torchrun the second, and then all is well.
+On the first attempt the rank fails by the first kind at the first step; after a restart by torchrun by the second kind
+at the second step; later attempts do not fail.
 """
 
 import os

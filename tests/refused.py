@@ -1,6 +1,7 @@
-"""`python refused.py "OPTIONS;OPTIONS" train ...`: the command line once for each, all refused; exits as the last does.
+"""Run the command line once for each set of options: `python refused.py "OPTIONS;OPTIONS" train ...`.
 
-Each is to torchrun's ranks what another attempt is: it meets by names of its own.
+Each has to be refused; the exit code is that of the last. Each run counts as another attempt of torchrun, so that its
+process group has a name of its own.
 """
 
 import os

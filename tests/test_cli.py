@@ -1,4 +1,4 @@
-"""The command line, in process: train, assimilate, forecast, verify, trial; the same bits twice; refusals in words."""
+"""The command line, in process: results, the same bits twice, and refusals that name the fault and the remedy."""
 
 import json
 import pickle
@@ -15,8 +15,21 @@ from storm_ref.workbench.cli.commands import main
 from storm_ref.workbench.io.data import open_file
 from storm_ref.workbench.prior import model as models
 
-SIZES = ["--width", "8", "--depth", "1", "--frames", "2", "--rank", "10", "--train-steps", "2", "--batch", "4"]
-SMALL = ["--members", "2", "--steps", "3"]
+SIZES = [
+    "--width",
+    "8",
+    "--depth",
+    "1",
+    "--frames",
+    "2",
+    "--covariance-rank",
+    "10",
+    "--train-steps",
+    "2",
+    "--batch",
+    "4",
+]
+SMALL = ["--members", "2", "--sampler-steps", "3"]
 SPLIT = "2001-03-16"
 
 
@@ -42,15 +55,15 @@ def _assimilate(data: Path, weights: Path, out: Path, *more: str) -> int:
     return main(["assimilate", *words, *more])
 
 
-def test_train_writes_a_model_and_says_so(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Into folders that did not exist; twice the same bits; nothing but plain lines where there is no terminal."""
+def test_train_writes_a_model_and_reports_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Folders are made, a second run has the same bits, and where there is no terminal only plain lines are printed."""
     words = ["train", "--data", str(data), "--split", SPLIT, *SIZES, "--out"]
     checkpoint = tmp_path / "c" / "run.safetensors"
     assert main([*words, str(tmp_path / "a" / "one.safetensors"), "--checkpoint", str(checkpoint)]) == 0
-    said = capsys.readouterr()
-    assert "held-back part" in said.out and "one.safetensors" in said.out
-    assert "\x1b" not in said.out + said.err and "\r" not in said.out + said.err and said.err == ""
-    assert len(said.out.splitlines()) == 2, "progress was printed"
+    printed = capsys.readouterr()
+    assert "held-back part" in printed.out and "one.safetensors" in printed.out
+    assert "\x1b" not in printed.out and "\r" not in printed.out and printed.err == ""
+    assert len(printed.out.splitlines()) == 2, "progress was printed"
     assert main([*words, str(tmp_path / "two.safetensors")]) == 0
     one, two = (load_file(path) for path in (tmp_path / "a" / "one.safetensors", tmp_path / "two.safetensors"))
     assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
@@ -60,7 +73,7 @@ def test_train_writes_a_model_and_says_so(data: Path, tmp_path: Path, capsys: py
 def test_assimilate_repeats_bit_for_bit(
     data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One seed, one result; another seed, another."""
+    """The same seed gives the same result, and another seed gives another."""
     more = ["--observed", "0,0.2", "--count", "2", "--cycle", "2"]
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert _assimilate(data, weights, tmp_path / name, *more, "--seed", seed) == 0
@@ -71,9 +84,9 @@ def test_assimilate_repeats_bit_for_bit(
     assert all(score.pop("wall_s") > 0 for score in scores)
     assert scores[0] == scores[1] and scores[0]["fractions"] != scores[2]["fractions"]
     assert scores[0]["seed"] == 1 and scores[0]["data"] == str(data) and scores[0]["members"] == 2
-    said = capsys.readouterr()
-    assert "CRPS" in said.out and "\x1b" not in said.out and "\r" not in said.out and said.err == ""
-    assert f"written: {tmp_path / 'a' / 'result.json'}, {tmp_path / 'a' / 'analysis.nc'}" in said.out
+    printed = capsys.readouterr()
+    assert "CRPS" in printed.out and "\x1b" not in printed.out and "\r" not in printed.out and printed.err == ""
+    assert f"written: {tmp_path / 'a' / 'result.json'}, {tmp_path / 'a' / 'analysis.nc'}" in printed.out
     with open_file(tmp_path / "c" / "analysis.nc") as dataset:
         assert dataset.attrs["seed"] == "2" and "--seed 2" in dataset.attrs["command"]
         assert dataset.attrs["command"].startswith("python -m storm_ref assimilate --data")
@@ -90,7 +103,7 @@ def test_assimilate_obs_std_and_guidance_reach_the_draw(data: Path, weights: Pat
 
 
 def test_assimilate_by_tiles(data: Path, weights: Path, tmp_path: Path) -> None:
-    """Tiles of a given size are used: they change the draw, but not what the Gaussian part knows."""
+    """Tiles of a given size are used: they change the draw, but not the Gaussian part of it."""
     more = ["--observed", "0.5", "--count", "1", "--cycle", "0"]
     model = models.load(weights)
     with torch.no_grad():  # two steps leave the network all but zero, and a zero has no tiles
@@ -120,34 +133,34 @@ def table(tmp_path: Path) -> Path:
 def test_assimilate_stations(
     data: Path, weights: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An analysis at each time of the table, drawn towards its values; what is left out is said."""
-    words = ["--data", str(data), "--weights", str(weights), *SMALL, "--steps", "12", "--stations", str(table)]
+    """Each time of the table has an analysis, drawn towards its values, and what is left out is reported."""
+    words = ["--data", str(data), "--weights", str(weights), *SMALL, "--sampler-steps", "12", "--stations", str(table)]
     assert main(["assimilate", *words, "--out", str(tmp_path / "a")]) == 0
-    found = _values(tmp_path / "a" / "analysis.nc")
-    np.testing.assert_array_equal(found["time"], np.array(["2001-03-16T00", "2001-03-16T06"], "datetime64[ns]"))
-    said = capsys.readouterr().out
-    assert "2001-03-16T00:00: 1 of 3 observations are used" in said and "1 outside the domain" in said
-    assert abs(found["b"][:, 1, 8, 8].mean() - 277) < 0.3
+    analysis = _values(tmp_path / "a" / "analysis.nc")
+    np.testing.assert_array_equal(analysis["time"], np.array(["2001-03-16T00", "2001-03-16T06"], "datetime64[ns]"))
+    printed = capsys.readouterr().out
+    assert "2001-03-16T00:00: 1 of 3 observations are used" in printed and "1 outside the domain" in printed
+    assert abs(analysis["b"][:, 1, 8, 8].mean() - 277) < 0.3
     assert main(["assimilate", *words, "--start", "2001-03-16T06", "--out", str(tmp_path / "b")]) == 0
-    assert _values(tmp_path / "b" / "analysis.nc")["time"].tolist() == found["time"][1:].tolist()
+    assert _values(tmp_path / "b" / "analysis.nc")["time"].tolist() == analysis["time"][1:].tolist()
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["analysis.nc"]
 
 
 def test_assimilate_mask(data: Path, weights: Path, tmp_path: Path) -> None:
-    """The data are observed where the constant field says so, and nowhere else."""
-    more = ["--mask", "network", "--count", "2", "--obs-std", "0.01", "--steps", "12"]
+    """The record is observed where the constant field is above 1/2, and nowhere else."""
+    more = ["--mask", "network", "--count", "2", "--obs-std", "0.01", "--sampler-steps", "12"]
     assert _assimilate(data, weights, tmp_path / "a", *more) == 0
-    found = _values(tmp_path / "a" / "analysis.nc")
+    analysis = _values(tmp_path / "a" / "analysis.nc")
     with open_file(data) as dataset:
-        truth = dataset["a"].sel(time=found["time"]).values
+        truth = dataset["a"].sel(time=analysis["time"]).values
         mask = dataset["network"].values > 0.5
-    error = np.abs(found["a"].mean(0) - truth)
-    assert len(found["time"]) == 2
+    error = np.abs(analysis["a"].mean(0) - truth)
+    assert len(analysis["time"]) == 2
     assert error[:, mask].mean() < 0.05 < 0.2 < error[:, ~mask].mean()
 
 
 def test_forecast_then_verify(data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every lead time has a row of scores, and all together; the file holds the same numbers."""
+    """Each lead time has a row of scores, all of them together have one, and the file holds the same numbers."""
     out = tmp_path / "new" / "forecast.nc"
     words = ["--data", str(data), "--weights", str(weights), "--start", SPLIT, "--lead", "3", *SMALL]
     assert main(["forecast", *words, "--out", str(out)]) == 0
@@ -167,7 +180,7 @@ def test_forecast_then_verify(data: Path, weights: Path, tmp_path: Path, capsys:
 
 
 def test_forecast_beyond_the_record(data: Path, weights: Path, tmp_path: Path) -> None:
-    """The newest data have no truth after them, and that is when a forecast is wanted."""
+    """A forecast starts behind the newest data, where there is no truth yet."""
     words = ["--data", str(data), "--weights", str(weights), "--start", "2001-03-21", "--lead", "2", *SMALL]
     assert main(["forecast", *words, "--out", str(tmp_path / "f.nc")]) == 0
     expected = np.array(["2001-03-21T00", "2001-03-21T06"], "datetime64[ns]")
@@ -175,32 +188,39 @@ def test_forecast_beyond_the_record(data: Path, weights: Path, tmp_path: Path) -
 
 
 def test_trial_on_a_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """End to end, on a grid that has to be padded: the padding is in no file."""
+    """A trial runs end to end on a grid that has to be padded, and the padding is in no file."""
     data = synthetic.record(tmp_path / "odd.nc", (11, 15))
-    words = ["--data", str(data), "--split", SPLIT, "--stop", "2001-03-16T12", "--observed", "0,0.3", "--fit", "pad"]
+    words = [
+        "--data",
+        str(data),
+        "--split",
+        SPLIT,
+        "--stop",
+        "2001-03-16T12",
+        "--observed",
+        "0,0.3",
+        "--grid-mismatch",
+        "pad",
+    ]
     out = ["--patch", "4x4", "--out", str(tmp_path / "out")]
     assert main(["trial", *words, *SIZES, *SMALL, *out]) == 0
     assert _values(tmp_path / "out" / "analysis.nc")["a"].shape == (2, 2, 11, 15)
-    said = capsys.readouterr().out
-    assert (
-        "optimal interpolation" in said
-        and "Gaussian, network off" in said
-        and "persistence: RMSE" in said
-        and "\x1b" not in said
-    )
+    printed = capsys.readouterr().out
+    assert "optimal interpolation" in printed and "Gaussian, network off" in printed
+    assert "persistence: RMSE" in printed and "\x1b" not in printed
     assert json.loads((tmp_path / "out" / "result.json").read_text())["fractions"]["0.3"]["crps"] > 0
 
 
 def _refused(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str], *names: str) -> None:
-    """Exit code 2, one line on standard error with these words in it, and the folder as it was."""
+    """Check for exit code 2, one line on standard error with these words in it, and an unchanged folder."""
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}, set(folder.rglob("*"))
     capsys.readouterr()
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert said.out == "", "a refusal was preceded by results"
-    assert said.err.startswith(f"storm_ref {words[0]}: ") and len(said.err.splitlines()) == 1, said.err
+    printed = capsys.readouterr()
+    assert printed.out == "", "a refusal was preceded by results"
+    assert printed.err.startswith(f"storm_ref {words[0]}: ") and len(printed.err.splitlines()) == 1, printed.err
     for name in names:
-        assert name in said.err, said.err
+        assert name in printed.err, printed.err
     assert before == ({p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}, set(folder.rglob("*")))
 
 
@@ -229,9 +249,13 @@ def _refused(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str],
     ],
 )
 def test_assimilate_invalid_arguments(
-    more: list[str], names: tuple[str, ...], data: Path, weights: Path, tmp_path: Path,
+    more: list[str],
+    names: tuple[str, ...],
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     words = ["assimilate", "--data", str(data), "--weights", str(weights), "--start", SPLIT, *SMALL]
     _refused([*words, "--out", str(tmp_path / "out"), *more], tmp_path, capsys, *names)
 
@@ -239,7 +263,7 @@ def test_assimilate_invalid_arguments(
 def test_assimilate_invalid_files(
     data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Damaged, foreign and missing files are named; a pickle is never run."""
+    """Damaged, foreign and missing files are named, and a pickle is never run."""
     (tmp_path / "cut.nc").write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     (tmp_path / "noise.nc").write_bytes(b"\x00 no NetCDF" * 50)
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:-100])
@@ -269,7 +293,7 @@ class _Trap:
 
 
 def test_trial_invalid_halo_that_wraps_on_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Round the globe 16 columns, a core of 8 and halos of 8: the tile would meet itself."""
+    """With 16 columns round the globe, a core of 8 and halos of 8, the tile would meet itself."""
     data = synthetic.record(tmp_path / "globe.nc", periodic=True)
     words = ["trial", "--data", str(data), "--split", SPLIT, *SIZES, *SMALL, "--patch", "4x4"]
     words = [*words, "--tile", "12x8", "--halo", "0x8", "--out", str(tmp_path / "out")]
@@ -295,18 +319,22 @@ def test_assimilate_invalid_stations(
         (["--split", "1999-01-01"], ("lies outside the record",)),
         (["--split", "2001-03-02"], ("training times are too few", "at least 16")),
         ([], ("--split DATE",)),
-        (["--split", SPLIT, "--patch", "5x4"], ("patch 5 x 4 does not divide", "fit")),
+        (["--split", SPLIT, "--patch", "5x4"], ("patch 5 x 4 does not divide", "grid mismatch")),
         (["--split", SPLIT, "--width", "0"], ("",)),
         (["--split", SPLIT, "--frames", "0"], ("frames must be at least 1",)),
-        (["--split", SPLIT, "--step", "90min"], ("finer than the data",)),
+        (["--split", SPLIT, "--time-step", "90min"], ("finer than the data",)),
         (["--split", SPLIT, "--static", "sea"], ("no field 'sea'",)),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "trial"])
 def test_train_invalid_arguments(
-    command: str, more: list[str], names: tuple[str, ...], data: Path, tmp_path: Path,
+    command: str,
+    more: list[str],
+    names: tuple[str, ...],
+    data: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     words = [command, "--data", str(data), *SIZES, "--out", str(tmp_path / "new" / "out"), *more]
     _refused(words, tmp_path, capsys, *names)
 
@@ -314,7 +342,7 @@ def test_train_invalid_arguments(
 def test_invalid_out_is_refused_before_the_work(
     data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file where a folder has to be, and a name that says no format."""
+    """A file stands where a folder has to be, or the name has no suffix that tells the format."""
     (tmp_path / "file").write_text("here")
     for words in (
         ["forecast", "--weights", str(weights), "--out", str(tmp_path / "forecast.txt")],
@@ -324,7 +352,10 @@ def test_invalid_out_is_refused_before_the_work(
         ["trial", *SIZES, "--split", SPLIT, "--out", str(tmp_path / "file")],
         ["assimilate", "--weights", str(weights), "--start", SPLIT, "--out", str(tmp_path / "file" / "x" / "y")],
     ):
-        _refused([*words, "--data", str(data)], tmp_path, capsys, "--out")
+        _refused([*words, "--data", str(data)], tmp_path, capsys, f"--out {tmp_path}")
+    words = ["train", *SIZES, "--split", SPLIT, "--data", str(data), "--out", str(tmp_path / "m.safetensors")]
+    state = str(tmp_path / "file" / "state")
+    _refused([*words, "--checkpoint", state], tmp_path, capsys, f"--checkpoint {state}", "not a folder")
 
 
 def test_forecast_and_verify_invalid(
@@ -338,7 +369,7 @@ def test_forecast_and_verify_invalid(
     _refused(["verify", "--analysis", missing, "--data", str(data)], tmp_path, capsys, "f.nc", "no such file")
 
 
-def test_full_disk_is_said_and_the_old_file_kept(
+def test_full_disk_is_reported_and_the_old_file_kept(
     data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "f.nc").write_bytes(b"old")
@@ -355,7 +386,7 @@ def test_full_disk_is_said_and_the_old_file_kept(
     ("words", "message"),
     [
         (["train", "--patch", "8by8"], "'8by8' is not a size such as 8 or 8x16"),
-        (["train", "--step", "6"], "write a whole number above 0 and min, h or d"),
+        (["train", "--time-step", "6"], "write a whole number above 0 and min, h or d"),
         (["train", "--split", "yesterday"], "'yesterday' is not a date such as 2019-03-25"),
         (["train", "--split", "2001-02-30"], "is not a date"),
         (["assimilate", "--observed", "some"], "is not a list of numbers"),
@@ -365,29 +396,67 @@ def test_full_disk_is_said_and_the_old_file_kept(
     ],
 )
 def test_main_invalid_words(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the parser itself refuses, with the reason that the project gives and not the name of a function."""
+    """The parser's own refusals give the reason in the project's words, not the name of a function."""
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+OLD_NAMES = [
+    ("train", "--rank", "--covariance-rank"),
+    ("trial", "--rate", "--learning-rate"),
+    ("train", "--step", "--time-step"),
+    ("trial", "--steps", "--sampler-steps"),
+    ("assimilate", "--steps", "--sampler-steps"),
+    ("train", "--mix", "--mixed-transitions"),
+    ("forecast", "--fit", "--grid-mismatch"),
+    ("train", "--recompute", "--activation-checkpointing"),
+]
+
+
+@pytest.mark.parametrize(("command", "old", "new"), OLD_NAMES)
+def test_main_invalid_old_option_names_the_new_one(
+    command: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the value as a word of its own, behind an equals sign, and without any."""
+    for words in ([old, "4"], [f"{old}=4"], [old]):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, *words])
+        assert stopped.value.code == 2
+        assert f"{old} is now called {new}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--covariance-ran", "4"], ["--recomp"], ["--ste=6h"], ["--learning", "1e-3"]])
+def test_main_invalid_shortened_option(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *words])
+    assert stopped.value.code == 2
+    assert f"unrecognized arguments: {words[0]}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [None, "train", "assimilate", "forecast", "verify", "trial"])
-def test_help_reads_well(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every option is explained; a default is named once, and never as None or a path inside the installation."""
+def test_help_reads_well(
+    command: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every option is explained within 80 columns; a default stands once, and never as None or an installed path."""
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"] if command else ["--help"])
-    said = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
-    assert "None" not in said and "tiny_data" not in said
-    assert "default: all) (default" not in said
+    page = capsys.readouterr().out
+    assert max(len(line) for line in page.splitlines()) <= 80
+    text = " ".join(page.split())
+    assert "None" not in text and "tiny_data" not in text
+    assert "default: all) (default" not in text
+    assert not any(f" {old} " in text for _, old, _ in OLD_NAMES)
     if command is None:
-        assert all(name in said for name in ("train", "assimilate", "forecast", "verify", "trial"))
+        assert all(name in text for name in ("train", "assimilate", "forecast", "verify", "trial"))
     else:
-        assert "--threads N of the processor" in said
+        assert "--threads N number of CPU threads; results are bitwise reproducible for a given number" in text
 
 
 def test_double_dash_before_the_command_is_nothing(data: Path, weights: Path, tmp_path: Path) -> None:
-    """With it torchrun is kept from the options of the command; whether it hands it on depends on Python."""
+    """It keeps torchrun from reading the options of the command; whether torchrun passes it on depends on Python."""
     words = ["forecast", "--data", str(data), "--weights", str(weights), "--start", SPLIT, "--lead", "1", *SMALL]
     for name, dash in (("one", []), ("two", ["--"])):
         assert main([*dash, *words, "--out", str(tmp_path / f"{name}.nc")]) == 0

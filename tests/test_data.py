@@ -1,4 +1,4 @@
-"""Gridded data: one canonical form from every convention, loud refusals of what has none, and whole files written."""
+"""Gridded data: every convention becomes one canonical form, all else is refused, and files are written whole."""
 
 import os
 import re
@@ -19,7 +19,7 @@ HOUR = np.timedelta64(1, "h")
 
 
 def _smooth(latitude: np.ndarray, longitude: np.ndarray, count: int = len(HOURS)) -> np.ndarray:
-    """A field of time and place that says where it is: the same whatever the order or convention of the coordinates."""
+    """A field whose value tells time and place, whatever the order and convention of the coordinates."""
     angle = np.deg2rad(longitude)
     place = 10 * np.sin(angle) + np.cos(angle) + latitude[:, None] / 10
     return (280 + np.arange(count)[:, None, None] + place).astype(np.float32)
@@ -258,7 +258,7 @@ def test_resolve_prefers_the_exact_name() -> None:
 
 
 def test_resolve_geopotential_is_not_height() -> None:
-    """m2 s-2 and m: to take one for the other would be wrong by a factor of g."""
+    """Their units are m2 s-2 and m: taking one for the other would be wrong by a factor of g."""
     with pytest.raises(ValueError, match="no field 'orog'"):
         resolve("orog", {"z": {"z", "geopotential"}})
 
@@ -392,13 +392,13 @@ def test_read_invalid_damaged_chunk(tmp_path: Path) -> None:
     _refused(path, "t2m cannot be read.*corrupt")
 
 
-# fitting the patch
+# Grids that the patch does not divide
 
 
 def test_read_pad(file: Path) -> None:
     dataset = _grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0])
     dataset["lsm"] = (("latitude", "longitude"), np.arange(15.0).reshape(3, 5))
-    fields, bare = read(_save(dataset, file), patch=(4, 4), fit="pad"), read(file)
+    fields, bare = read(_save(dataset, file), patch=(4, 4), grid_mismatch="pad"), read(file)
     assert fields.padding == (1, 3) and fields.values.shape == (6, 1, 4, 8) and fields.static.shape == (1, 4, 8)
     assert fields.latitude.tolist() == [52, 51, 50, 49]
     assert fields.longitude.tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
@@ -412,7 +412,7 @@ def test_read_pad(file: Path) -> None:
 def test_read_crop(file: Path) -> None:
     dataset = _grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0])
     dataset["lsm"] = (("latitude", "longitude"), np.arange(15.0).reshape(3, 5))
-    fields, bare = read(_save(dataset, file), patch=(2, 2), fit="crop"), read(file)
+    fields, bare = read(_save(dataset, file), patch=(2, 2), grid_mismatch="crop"), read(file)
     assert fields.latitude.tolist() == [52, 51] and fields.longitude.tolist() == [0, 0.5, 1, 1.5]
     assert fields.padding == (0, 0)
     np.testing.assert_array_equal(fields.values, bare.values[..., :2, :4])
@@ -420,45 +420,54 @@ def test_read_crop(file: Path) -> None:
     assert fields.valid.shape == fields.values.shape
 
 
-def test_read_fits_each_axis_to_its_own_patch(file: Path) -> None:
+def test_read_divides_each_axis_by_its_own_patch(file: Path) -> None:
     path = _save(_grid([52.0, 51.0, 50.0], [0.0, 0.5, 1.0, 1.5, 2.0]), file)
     assert read(path, patch=(3, 5)).values.shape == (6, 1, 3, 5)
-    assert read(path, patch=(2, 5), fit="pad").padding == (1, 0)
-    assert read(path, patch=(3, 2), fit="crop").values.shape == (6, 1, 3, 4)
-    _refused(path, r"patch 3 x 2 .* 3 x 5 points: pass fit='pad' \(to 3 x 6\)", patch=(3, 2))
+    assert read(path, patch=(2, 5), grid_mismatch="pad").padding == (1, 0)
+    assert read(path, patch=(3, 2), grid_mismatch="crop").values.shape == (6, 1, 3, 4)
+    _refused(path, r"patch 3 x 2 .* 3 x 5 points: choose grid mismatch 'pad' \(to 3 x 6\)", patch=(3, 2))
 
 
-@pytest.mark.parametrize("fit", [None, "pad", "crop"])
-def test_read_fit_changes_nothing_that_fits(file: Path, fit: str | None) -> None:
-    fields = read(_save(_grid([52.0, 51.0]), file), patch=(2, 2), fit=fit)
+@pytest.mark.parametrize("mismatch", [None, "pad", "crop"])
+def test_read_grid_mismatch_changes_nothing_that_is_divisible(file: Path, mismatch: str | None) -> None:
+    fields = read(_save(_grid([52.0, 51.0]), file), patch=(2, 2), grid_mismatch=mismatch)
     assert fields.values.shape == (6, 1, 2, 4) and fields.padding == (0, 0) and fields.valid.all()
 
 
 def test_read_invalid_patch(file: Path) -> None:
     path = _save(_grid(), file)
-    _refused(path, r"patch 2 .* 3 x 4 points: pass fit='pad' \(to 4 x 4\) or fit='crop' \(to 2 x 4", patch=(2, 2))
-    _refused(path, "patch 7 .* 3 x 4 points", patch=(7, 7), fit="crop")
+    _refused(
+        path, r"patch 2 .* 3 x 4 points: choose grid mismatch 'pad' \(to 4 x 4\) or 'crop' \(to 2 x 4", patch=(2, 2)
+    )
+    _refused(path, "patch 7 .* 3 x 4 points", patch=(7, 7), grid_mismatch="crop")
     _refused(path, "patch must be at least 1 x 1", patch=(0, 0))
-    _refused(path, "fit='stretch'", patch=(2, 2), fit="stretch")
-    _refused(_save(_grid([50.0]), file), "one row or column has no spacing", patch=(2, 2), fit="pad")
+    _refused(path, "grid_mismatch='stretch'", patch=(2, 2), grid_mismatch="stretch")
+    _refused(_save(_grid([50.0]), file), "one row or column has no spacing", patch=(2, 2), grid_mismatch="pad")
 
 
-@pytest.mark.parametrize("fit", [None, "pad", "crop"])
-def test_read_invalid_patch_on_a_circle(file: Path, fit: str | None) -> None:
+@pytest.mark.parametrize("mismatch", [None, "pad", "crop"])
+def test_read_invalid_patch_on_a_circle(file: Path, mismatch: str | None) -> None:
     path = _save(_grid([52.0, 51.0, 50.0, 49.0], np.arange(0, 360, 10)), file)
-    _refused(path, r"patch 8 .* 36 longitudes of a circle.*\[1, 2, 3, 4, 6, 9, 12\]", patch=(8, 8), fit=fit)
+    _refused(
+        path, r"patch 8 .* 36 longitudes of a circle.*\[1, 2, 3, 4, 6, 9, 12\]", patch=(8, 8), grid_mismatch=mismatch
+    )
 
 
 def test_read_pad_rows_of_a_globe(file: Path) -> None:
     globe = _save(_grid([60.0, 30, 0], np.arange(0, 360, 10)), file)
-    fields = read(globe, patch=(2, 2), fit="pad")
+    fields = read(globe, patch=(2, 2), grid_mismatch="pad")
     assert fields.periodic and fields.padding == (1, 0) and fields.latitude[-1] == -30
 
 
 def test_read_invalid_padding_beyond_the_pole(file: Path) -> None:
     path = _save(_grid([90.0, 0.0, -90.0], np.arange(0, 360, 10)), file)
-    _refused(path, 'padding would reach latitude -180, beyond the pole: pass fit="crop"', patch=(2, 2), fit="pad")
-    assert read(path, patch=(2, 2), fit="crop").latitude.tolist() == [90, 0]
+    _refused(
+        path,
+        "padding would reach latitude -180, beyond the pole: choose grid mismatch 'crop'",
+        patch=(2, 2),
+        grid_mismatch="pad",
+    )
+    assert read(path, patch=(2, 2), grid_mismatch="crop").latitude.tolist() == [90, 0]
 
 
 # calendar
@@ -501,7 +510,7 @@ def test_parse_step_values(text: str, minutes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "6", "h", "0h", "-6h", "1.5h", "6 hours", "1h30min", "6H", "10000000d"])
 def test_parse_step_invalid(text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(repr(text)) + " is no time step.*90min"):
+    with pytest.raises(ValueError, match=re.escape(repr(text)) + " is not a time step.*90min"):
         parse_step(text)
 
 
@@ -526,8 +535,9 @@ def test_history_frames(present: Any, when: int, frames: int, step: int, expecte
 
 @given(st.sets(st.integers(0, 60), min_size=2), st.integers(0, 70), st.integers(1, 6), st.integers(1, 8))
 def test_history_matches_its_definition(present: set[int], when: int, frames: int, step: int) -> None:
-    """The newest unused frame at or before each slot, by search; refused exactly when a slot finds none."""
-    left, expected = sorted(present), []
+    """A search for the newest unused frame at or before each slot finds the same; none for a slot is a refusal."""
+    left = sorted(present)
+    expected = []
     for k in range(1, frames + 1):
         left = [t for t in left if t <= when - k * step]
         expected += [left.pop()] if left else []
@@ -564,13 +574,12 @@ def test_history_invalid_age() -> None:
 def test_targets_have_histories() -> None:
     assert targets(HOURS, 2 * HOUR, None, None, 2).tolist() == HOURS[4:].tolist()
     assert targets(HOURS, HOUR, HOURS[3], HOURS[5], 2).tolist() == HOURS[3:5].tolist(), "start is in, stop is not"
-    gap = HOURS[[0, 1, 2]].tolist() + (HOURS[[0, 1, 2]] + 20 * HOUR).tolist()
-    gap_times = np.array(gap, "datetime64[ns]")
+    gap_times = np.concatenate([HOURS[:3], HOURS[:3] + 20 * HOUR])
     assert targets(gap_times, HOUR, None, None, 1).tolist() == gap_times[[1, 2, 4, 5]].tolist(), "20 h old is too old"
 
 
 def test_targets_since_the_epoch() -> None:
-    """1970-01-01 is zero nanoseconds, which must not pass for 'no start'."""
+    """1970-01-01 is zero nanoseconds, which must not be taken for no start."""
     time = np.arange(-3, 3).astype("datetime64[h]").astype("datetime64[ns]")
     assert targets(time, HOUR, time[3], None, 1).tolist() == time[3:].tolist()
     assert targets(time, HOUR, None, time[3], 1).tolist() == time[1:3].tolist()
@@ -589,7 +598,7 @@ def test_targets_invalid_empty() -> None:
 def _analysis(file: Path) -> tuple[xr.Dataset, data.Fields]:
     dataset = _grid([52.0, 51.0, 50.0], [178.0, 179, -180, -179, -178])
     dataset["u10"] = (dataset.t2m.dims, dataset.t2m.values / 100)
-    fields = read(_save(dataset, file), patch=(4, 4), fit="pad")
+    fields = read(_save(dataset, file), patch=(4, 4), grid_mismatch="pad")
     assert fields.padding == (1, 3)
     members = np.stack([fields.values[:2], fields.values[:2] + 1]).astype(np.float64)
     return to_dataset(members, fields, fields.time[:2], {"title": "analysis"}), fields
@@ -674,6 +683,6 @@ def test_write_invalid_path(file: Path) -> None:
     precious = file.with_name("mine.zarr")
     precious.mkdir()
     (precious / "thesis.txt").write_text("years")
-    with pytest.raises(ValueError, match="no Zarr store, so it is not replaced"):
+    with pytest.raises(ValueError, match="not a Zarr store, so it is not replaced"):
         write(dataset, precious)
     assert (precious / "thesis.txt").read_text() == "years"

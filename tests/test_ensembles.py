@@ -1,4 +1,4 @@
-"""Ensembles on disk: what was written is read, matched with the truth by time, and anything else refused in words."""
+"""Ensembles in files: they are read as written, paired with the truth by time, and anything else is refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_read_ensemble_round_trip(suffix: str, tmp_path: Path) -> None:
 
 
 def test_match_takes_the_common_times(file: Path) -> None:
-    """The truth starts later and has times that the ensemble lacks: frames are paired by time, not by place."""
+    """The truth starts later and has times that the ensemble lacks: frames are paired by time, not by index."""
     gaps = synthetic.fields(days=4, gaps=True)
     truth = replace(gaps, time=gaps.time[4:], values=gaps.values[4:], valid=gaps.valid[4:])
     part, target, valid = match(read_ensemble(file), truth)

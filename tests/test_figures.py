@@ -1,4 +1,4 @@
-"""Pictures: each is a readable PNG with labelled axes and units; nothing is left behind when writing fails."""
+"""Figures: each is a readable PNG with labelled axes and units, and an old one stays when writing fails."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ import pytest
 from matplotlib.figure import Figure
 
 from storm_ref.workbench.io import figures
-from storm_ref.workbench.run.vortices import Track
 
 LAT, LON = np.linspace(58, 50, 9), np.linspace(-10, 2, 13)
 RNG = np.random.default_rng(0)
 FIELD = RNG.normal(280, 3, (9, 13))
 
 
-def _track(shift: float) -> Track:
+def _track(shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes, in degrees."""
     t = np.arange(6.0)
-    return Track(40 + t, 100 + 2 * t + shift, 20 + 0 * t, 1e-4 + 0 * t)
+    return 100 + 2 * t + shift, 40 + t
 
 
 FIGURES = {
@@ -31,7 +31,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_have_labels_and_save(name: str, tmp_path: Path) -> None:
-    """Every panel has its axes named (shared axes: on the outer panels) and the file is a PNG."""
+    """Axes are named, shared ones on the outer panels, and the file is a PNG."""
     figure: Figure = FIGURES[name]()
     panels = [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
     assert any(axis.get_xlabel() for axis in panels)

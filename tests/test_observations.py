@@ -1,4 +1,4 @@
-"""Observations: what H reads and with which weights, what is drawn and from what, and what is left out and why."""
+"""Observations: the points and weights of H, the errors drawn, and the reports of what is left out."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,9 +55,17 @@ GLOBE = _fields(np.arange(80.0, -81, -20), np.arange(30.0, 390, 20), periodic=Tr
 
 
 def _stations(latitude: Any, longitude: Any, **columns: Any) -> Stations:
-    latitude, longitude = np.atleast_1d(latitude).astype(float), np.atleast_1d(longitude).astype(float)
-    n = latitude.size
-    table = Stations(np.repeat(WHEN, n), latitude, longitude, np.full(n, 280.0), np.full(n, 0.5), ("",) * n)
+    latitude = np.atleast_1d(latitude).astype(float)
+    longitude = np.atleast_1d(longitude).astype(float)
+    count = latitude.size
+    table = Stations(
+        time=np.repeat(WHEN, count),
+        latitude=latitude,
+        longitude=longitude,
+        value=np.full(count, 280.0),
+        error_std=np.full(count, 0.5),
+        variable=("",) * count,
+    )
     return replace(table, **columns)
 
 
@@ -92,7 +100,7 @@ def test_random_points_counts_values_and_noise() -> None:
 
 
 def test_random_points_noise_is_standard_normal() -> None:
-    """Mean and variance of 20,000 draws within 5 standard errors; independent between the channels."""
+    """The mean and variance of 20,000 draws lie within 5 standard errors, and channels are independent."""
     truth, valid = np.zeros((2, 100, 100)), np.ones((2, 100, 100), bool)
     noise = random_points(truth, valid, 1.0, 3.0, np.random.default_rng(0)).value.reshape(-1, 2) / 3
     assert abs(noise.mean()) < 5 / 20_000**0.5 and abs(noise.var() - 1) < 5 * (2 / 20_000) ** 0.5
@@ -149,11 +157,12 @@ ROUND = st.tuples(st.floats(-80, 80), st.floats(-720, 720))
 
 
 @given(st.lists(INSIDE, min_size=1, max_size=9), st.tuples(*[st.floats(-3, 3)] * 3))
-def test_bilinear_exact_on_linear_functions(places: list[tuple[float, float]], slope: tuple[float, ...]) -> None:
-    """The grid's rows are uneven, so equal weights for unequal distances would show; so would a transposed weight."""
-    fields, (lat, lon) = _fields(), np.array(places).T
-    state = _field(fields, lambda y, x: slope[0] + slope[1] * y + slope[2] * x)
-    expected = torch.from_numpy(slope[0] + slope[1] * lat + slope[2] * lon)
+def test_bilinear_exact_on_linear_functions(places: list[tuple[float, float]], c: tuple[float, ...]) -> None:
+    """The rows of the grid are uneven, so that weights which ignore the distances, or are transposed, would fail."""
+    fields = _fields()
+    lat, lon = np.array(places).T
+    state = _field(fields, lambda y, x: c[0] + c[1] * y + c[2] * x)
+    expected = torch.from_numpy(c[0] + c[1] * lat + c[2] * lon)
     torch.testing.assert_close(_at(fields, lat, lon).apply(state), expected, rtol=0, atol=1e-10)
 
 
@@ -257,7 +266,7 @@ def test_from_stations_report() -> None:
     assert (report.total, report.used) == (9, 2) and report.used + sum(n for _, n in report.dropped) == report.total
     assert str(report) == (
         "2 of 9 observations are used; left out: 2 without a finite value, 2 without a positive, finite error_std, "
-        "1 not within 2 h of 2020-01-01T06:00:00.000000000, 1 of no single variable among t2m, "
+        "1 not within 2 h of 2020-01-01T06:00:00.000000000, 1 without a single matching variable among t2m, "
         "1 outside the domain, or beside points without data"
     )
 
@@ -267,7 +276,7 @@ def test_from_stations_invalid_empty() -> None:
         from_stations(_stations([52, 70], [0, 0], value=np.array([np.nan, 1.0])), _fields(), WHEN, HOUR)
     with pytest.raises(ValueError, match="empty observations: 0 of 0"):
         from_stations(_stations([], []), _fields(), WHEN, HOUR)
-    with pytest.raises(ValueError, match="1 of no single variable among t2m, u10"):
+    with pytest.raises(ValueError, match="1 without a single matching variable among t2m, u10"):
         from_stations(_stations(52, 0), _fields(channels=2), WHEN, HOUR)
 
 
@@ -332,9 +341,9 @@ def test_read_stations_dataset_equals_csv(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEADER + "2020-01-01,51,0,280,1\n2020-01-01,51,east,280,1\n", "line 3: longitude 'east' is no number"),
-        (HEADER + "2020-01-01,51,0,warm,1\n", "line 2: value 'warm' is no number"),
-        (HEADER + "2020-01-01,,0,280,1\n", "line 2: latitude '' is no number"),
+        (HEADER + "2020-01-01,51,0,280,1\n2020-01-01,51,east,280,1\n", "line 3: longitude 'east' is not a number"),
+        (HEADER + "2020-01-01,51,0,warm,1\n", "line 2: value 'warm' is not a number"),
+        (HEADER + "2020-01-01,,0,280,1\n", "line 2: latitude '' is not a number"),
         (HEADER + "yesterday,51,0,280,1\n", "line 2: time 'yesterday' is not ISO 8601"),
         (HEADER + "2020-01-01,51,0,280\n", "line 2: not as many cells"),
         (HEADER + "2020-01-01,51,0,280,1,2\n", "line 2: not as many cells"),

@@ -1,9 +1,10 @@
-"""What a command leaves behind: all files, readable, without padding; and the old ones when the disk is full."""
+"""The files that a command writes: all of them, readable, without padding; and the old ones when the disk is full."""
 
 import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import synthetic
 import xarray as xr
 from matplotlib.figure import Figure
 
-from storm_ref.workbench.io import outputs
+from storm_ref.workbench.cli import outputs
+from storm_ref.workbench.cli.outputs import write_demonstration, write_json, write_trial
 from storm_ref.workbench.io.data import Fields, open_file, targets
-from storm_ref.workbench.io.outputs import write_demonstration, write_json, write_trial
 from storm_ref.workbench.run.analysis import DrawSettings
 from storm_ref.workbench.run.demonstration import Demonstration, DemonstrationSettings, demonstrate
 from storm_ref.workbench.run.training import TrainSettings, prepare, train
@@ -27,7 +28,7 @@ PICTURES = ("maps.png", "spread.png", "crps.png")
 
 
 def _fields() -> Fields:
-    """Winds with a vortex; the last rows and columns are padding."""
+    """Fields of wind with a vortex, whose last rows and columns are padding."""
     plain = synthetic.fields()
     east, north = np.arange(16) - 7.0, 6.0 - np.arange(12)
     bump = np.exp(-(east[None] ** 2 + north[:, None] ** 2) / 18)
@@ -35,9 +36,14 @@ def _fields() -> Fields:
     valid = np.ones_like(plain.valid)
     valid[:, :, -PADDED[0] :], valid[:, :, :, -PADDED[1] :] = False, False
     return replace(
-        plain, values=0.3 * (plain.values - 280) + wind, valid=valid, variables=("u10", "v10"), units=("m s-1",) * 2,
-        attributes=({"standard_name": "eastward_wind"}, {"standard_name": "northward_wind"}), padding=PADDED,
-    )  # fmt: skip
+        plain,
+        values=0.3 * (plain.values - 280) + wind,
+        valid=valid,
+        variables=("u10", "v10"),
+        units=("m s-1",) * 2,
+        attributes=({"standard_name": "eastward_wind"}, {"standard_name": "northward_wind"}),
+        padding=PADDED,
+    )
 
 
 FIELDS = _fields()
@@ -57,7 +63,7 @@ def _check_pictures(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def test_write_demonstration_leaves_every_file(result: Demonstration, tmp_path: Path) -> None:
-    """What is returned is what is there; result.json holds the scores and where the data came from."""
+    """The files returned are those in the folder; result.json holds the scores and the source of the data."""
     written = write_demonstration(result, FIELDS, ABOUT, tmp_path / "new" / "out", "winds.nc")
     names = {"result.json", "analysis.nc", "forecast.nc", *PICTURES, "tracks.png", "intensity.png"}
     assert {p.name for p in (tmp_path / "new" / "out").iterdir()} == names == {p.name for p in written}
@@ -69,7 +75,7 @@ def test_write_demonstration_leaves_every_file(result: Demonstration, tmp_path: 
 
 
 def test_write_demonstration_fields(result: Demonstration, tmp_path: Path) -> None:
-    """CF NetCDF without the padding: the most observed fraction as analysis, none as forecast, how it came about."""
+    """Both are CF NetCDF without the padding: the largest fraction is the analysis, none observed the forecast."""
     write_demonstration(result, FIELDS, ABOUT, tmp_path, "winds.nc")
     for name, fraction in (("analysis.nc", 0.5), ("forecast.nc", 0.0)):
         with open_file(tmp_path / name) as dataset:
@@ -84,29 +90,44 @@ def test_write_demonstration_fields(result: Demonstration, tmp_path: Path) -> No
 
 
 def test_pictures_leave_the_padding_out(result: Demonstration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in the maps nor among the points of spread against error."""
-    shown: dict[str, tuple[object, ...]] = {}
-    for name in ("maps", "spread_against_error"):
-        plain = getattr(outputs.figures, name)
-        monkeypatch.setattr(
-            outputs.figures, name, lambda *a, n=name, f=plain, **k: shown.setdefault(n, a) and f(*a, **k)
-        )
+    """It is neither in the maps nor among the points of spread against error."""
+    drawn: dict[str, Any] = {}
+    maps = outputs.figures.maps
+    spread_against_error = outputs.figures.spread_against_error
+
+    def record_maps(**arguments: Any) -> Figure:
+        drawn.update({name: np.shape(value) for name, value in arguments.items() if np.ndim(value)})
+        return maps(**arguments)
+
+    def record_pairs(pairs: Any, *arguments: Any) -> Figure:
+        drawn["pairs"] = {name: (len(spread), len(error)) for name, (spread, error) in pairs.items()}
+        return spread_against_error(pairs, *arguments)
+
+    monkeypatch.setattr(outputs.figures, "maps", record_maps)
+    monkeypatch.setattr(outputs.figures, "spread_against_error", record_pairs)
     write_demonstration(result, FIELDS, ABOUT, tmp_path, "winds.nc")
-    assert [np.shape(a) for a in shown["maps"][:6]] == [(10,), (13,), *[(10, 13)] * 4]
-    pairs = shown["spread_against_error"][0]
-    assert isinstance(pairs, dict)
-    assert {name: len(spread) for name, (spread, _) in pairs.items()} == {
-        "forecast only": 2 * 2 * 130, "10% observed": 2 * 2 * 117,
-        "20% observed": 2 * 2 * 104, "50% observed": 2 * 2 * 65,
-    }  # fmt: skip
+    unobserved = {"forecast only": 130, "10% observed": 117, "20% observed": 104, "50% observed": 65}
+    assert drawn == {
+        "latitude": (10,),
+        "longitude": (13,),
+        "truth": (10, 13),
+        "forecast": (10, 13),
+        "analysis": (10, 13),
+        "observed": (10, 13),
+        "pairs": {name: (2 * 2 * points, 2 * 2 * points) for name, points in unobserved.items()},
+    }
 
 
 def test_write_trial_leaves_every_file(tmp_path: Path) -> None:
     settings = TrialSettings(
-        synthetic.SPLIT, synthetic.STEP, (0.0, 0.2), np.datetime64("2001-03-17"), DRAWING, TRAINING
+        split=synthetic.SPLIT,
+        step=synthetic.STEP,
+        fractions=(0.0, 0.2),
+        stop=np.datetime64("2001-03-17"),
+        drawing=DRAWING,
+        training=TRAINING,
     )
-    found = run_trial(FIELDS, settings)
-    written = write_trial(found, FIELDS, ABOUT, tmp_path, "winds.nc")
+    written = write_trial(run_trial(FIELDS, settings), FIELDS, ABOUT, tmp_path, "winds.nc")
     names = {"result.json", "analysis.nc", "forecast.nc", "training.png", *PICTURES}
     assert {p.name for p in tmp_path.iterdir()} == names == {p.name for p in written}
     _check_pictures(tmp_path, (*PICTURES, "training.png"))
@@ -119,7 +140,7 @@ def test_write_trial_leaves_every_file(tmp_path: Path) -> None:
 def test_write_demonstration_invalid_full_disk(
     result: Demonstration, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old file of each kind stays as it was, half a new one is not left beside it, and the reason is said."""
+    """The old file of each kind stays, half of a new one is not left beside it, and the reason is given."""
     write_demonstration(result, FIELDS, ABOUT, tmp_path, "old.nc")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
@@ -130,10 +151,8 @@ def test_write_demonstration_invalid_full_disk(
             file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    owner, name = {"json": (Path, "write_text"), "netcdf": (xr.Dataset, "to_netcdf"), "png": (Figure, "savefig")}[
-        method
-    ]
-    monkeypatch.setattr(owner, name, full)
+    writers = {"json": (Path, "write_text"), "netcdf": (xr.Dataset, "to_netcdf"), "png": (Figure, "savefig")}
+    monkeypatch.setattr(*writers[method], full)
     with pytest.raises(OSError, match=r"could not be written.*No space left.*free space"):
         write_demonstration(result, FIELDS, ABOUT, tmp_path, "new.nc")
     monkeypatch.undo()
@@ -145,7 +164,7 @@ def test_write_demonstration_invalid_full_disk(
 
 
 def test_write_json_invalid_number(tmp_path: Path) -> None:
-    """NaN is no JSON: nothing is written, not even the folder."""
+    """NaN is not JSON: nothing is written, not even the folder."""
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "new" / "x.json", {"crps": float("nan")})
     assert not (tmp_path / "new").exists()

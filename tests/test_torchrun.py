@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 HERE = Path(__file__).parent
 SPLIT = "2001-03-16"
 TRAIN = ["--split", SPLIT, "--train-steps", "10", "--batch", "4", "--frames", "2", "--width", "8", "--depth", "1"]
-TRAIN += ["--rank", "8", "--patch", "3x4", "--tile", "6x8", "--halo", "3x4"]
+TRAIN += ["--covariance-rank", "8", "--patch", "3x4", "--tile", "6x8", "--halo", "3x4"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_assimilate_is_the_serial_ensemble(data: list[str], undisturbed: Path, t
     randomise(model.network, torch.Generator().manual_seed(1))  # ten steps leave it all but zero
     models.save(model, tmp_path / "model.safetensors")
     words = ["assimilate", *data, "--weights", str(tmp_path / "model.safetensors"), "--start", SPLIT, "--seed", "5"]
-    words += ["--members", "3", "--steps", "6", "--count", "2", "--cycle", "2", "--observed", "0,0.2"]
+    words += ["--members", "3", "--sampler-steps", "6", "--count", "2", "--cycle", "2", "--observed", "0,0.2"]
     words += ["--tile", "6x8", "--halo", "3x4"]
     assert main([*words, "--out", str(tmp_path / "serial")]) == 0
     mesh = ["--mesh", "ddp=1,fsdp=1,tile=2,tp=2", "--out", str(tmp_path / "ranks")]

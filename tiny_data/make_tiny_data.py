@@ -35,6 +35,8 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
 
+from storm_ref.workbench.io.atomic import replacing
+
 __all__ = [
     "Flow", "Physics", "advance", "build", "differences", "fft", "fft2", "frames", "from_grid", "ifft2", "invert",
     "main", "make_flow", "roots", "spin_up", "surface", "tendency", "to_grid", "write",
@@ -335,18 +337,17 @@ def build(channels: dict[str, Array], start: Float[Array, "3 63 x"]) -> dict[str
 
 
 def write(path: Path, groups: dict[str | None, xr.Dataset]) -> None:
-    """All groups to one NetCDF-4 file, whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    for group, data in groups.items():
-        squeeze = {"zlib": True, "complevel": 9, "shuffle": True, "_FillValue": None}
-        encoding: dict[Hashable, dict[str, Any]] = {
-            name: squeeze if data[name].ndim > 1 else {"_FillValue": None} for name in data.variables
-        }
-        for name in PACKING.keys() & data.keys():
-            encoding[name] = squeeze | {"chunksizes": (min(80, data.sizes["time"]), 32, 64)}
-        mode: Literal["a", "w"] = "w" if group is None else "a"
-        data.to_netcdf(aside, mode=mode, group=group, engine="h5netcdf", encoding=encoding)
-    aside.replace(path)
+    """Write all groups to one NetCDF-4 file, atomically."""
+    with replacing(path) as part:
+        for group, data in groups.items():
+            squeeze = {"zlib": True, "complevel": 9, "shuffle": True, "_FillValue": None}
+            encoding: dict[Hashable, dict[str, Any]] = {
+                name: squeeze if data[name].ndim > 1 else {"_FillValue": None} for name in data.variables
+            }
+            for name in PACKING.keys() & data.keys():
+                encoding[name] = squeeze | {"chunksizes": (min(80, data.sizes["time"]), 32, 64)}
+            mode: Literal["a", "w"] = "w" if group is None else "a"
+            data.to_netcdf(part, mode=mode, group=group, engine="h5netcdf", encoding=encoding)
 
 
 def differences(path: Path, groups: dict[str | None, xr.Dataset]) -> list[str]:

@@ -1,6 +1,7 @@
 """`python -m conformance explain CASE`: which requirement, which code, where it first goes wrong, and likely why."""
 
 import argparse
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from conformance.judging.law import Law
 from conformance.judging.runner import FAILED, Outcome, everything, judge, judge_law
 from conformance.judging.vectors import load_cases
 from conformance.ports.checked import Port
+from conformance.protocol.atomic import write_atomically
 
 __all__ = ["draw_error", "explain"]
 
@@ -185,7 +187,6 @@ def draw_error(got: Array, expected: Array, output: str, title: str, path: Path)
         else:
             axes.plot(np.atleast_1d(values).ravel(), color="#0072B2", marker=".")
             axes.set_xlabel(names[-1] if names else "")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    figure.savefig(aside, format="png", dpi=110)
-    aside.replace(path)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(path, picture.getvalue())

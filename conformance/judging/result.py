@@ -9,7 +9,7 @@ from conformance import SPEC, VECTORS, WIRE
 from conformance.judging.law import Law
 from conformance.judging.runner import Outcome, Run, exit_code
 from conformance.judging.tolerance import MustReject
-from conformance.judging.vectors import write_aside
+from conformance.protocol.atomic import write_atomically
 from conformance.protocol.operations import OPERATIONS
 
 __all__ = ["read_result", "result", "write_result"]
@@ -88,8 +88,8 @@ def result(run: Run) -> dict[str, Any]:
 
 
 def write_result(path: Path, data: dict[str, Any]) -> None:
-    """Written aside and renamed."""
-    write_aside(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+    """Write the result as JSON, atomically."""
+    write_atomically(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_result(path: Path) -> dict[str, Any]:

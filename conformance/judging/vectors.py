@@ -26,6 +26,7 @@ from conformance import SPEC, VECTORS
 from conformance.adapter import Adapter, Array, Arrays, load_adapter
 from conformance.judging.case import Case, Chain, Recipe
 from conformance.judging.tolerance import Either, MonteCarlo, Tolerance, from_json, to_json
+from conformance.protocol.atomic import write_atomically
 from conformance.protocol.operations import DTYPES, OPERATIONS, PROFILES, round_to, to_dtype
 
 __all__ = [
@@ -38,7 +39,6 @@ __all__ = [
     "freeze_all",
     "load_cases",
     "manifest",
-    "write_aside",
     "write_vectors",
 ]
 
@@ -161,14 +161,6 @@ def load_cases(folder: Path = FOLDER) -> list[Case]:
             tolerances[here] = data["tolerance"] = data.get("tolerance") or tolerances[shared["tolerance"]]
             cases.append(case_from_json(data, parts))
     return cases
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write under another name, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(data)
-    aside.replace(path)
 
 
 def _parts(case: Case) -> dict[str, Arrays]:
@@ -341,7 +333,7 @@ def write_vectors(
             f"{chapter}.json": _chapter_lines(cases, shared),
         }
         for name, data in contents.items():
-            write_aside(folder / name, data)
+            write_atomically(folder / name, data)
             files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     found = {
         "vectors": VECTORS,
@@ -351,5 +343,5 @@ def write_vectors(
         "profiles": {name: {"cases": coarse[name], "laws": laws.get(name, 0)} for name in PROFILES},
         "files": files,
     }
-    write_aside(folder / "manifest.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_atomically(folder / "manifest.json", (json.dumps(found, indent=1) + "\n").encode())
     return found

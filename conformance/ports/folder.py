@@ -42,10 +42,10 @@ from conformance.adapter import (
 from conformance.judging.case import Case
 from conformance.judging.law import Law
 from conformance.judging.runner import Run, run_suite, select
-from conformance.judging.vectors import write_aside
 from conformance.ports.checked import printable
 from conformance.ports.serve import answer_of
 from conformance.ports.wire import WireAdapter, command_words, host_words, plain_json, said
+from conformance.protocol.atomic import write_atomically
 from conformance.protocol.operations import DTYPES, OPERATIONS, PROFILES
 from conformance.protocol.ranks import RanksError, file_of, launched, number, rank_of, ranks_of, without
 from conformance.protocol.safe_files import file_to_arrays, parse_object, read_file, safetensors_bytes
@@ -115,7 +115,7 @@ class _Recorder:
         key = digest(op, inputs, params)
         if key not in self.calls:
             name = self.calls[key] = f"{len(self.calls) + 1:05d}"
-            write_aside(self.folder / "calls" / name / "inputs.safetensors", safetensors_bytes(inputs))
+            write_atomically(self.folder / "calls" / name / "inputs.safetensors", safetensors_bytes(inputs))
             self.requests[name] = {"call": name, "op": op, "params": dict(params), "probes": [], "for": []}
         self._recent.append(self.calls[key])
         result: Mapping[str, Array] | Unsupported = Unsupported(f"no adapter of the suite has {op}")
@@ -153,10 +153,10 @@ def write_export(
     recorder = _Recorder(folder, adapters)
     run_suite(recorder, recorder.describe(), cases, laws, profiles, dtype, seed, {}, recorder.belongs, shrink=False)
     for name, request in recorder.requests.items():
-        write_aside(folder / "calls" / name / "request.json", plain_json(request))
-    write_aside(folder / "README.txt", README.encode())
+        write_atomically(folder / "calls" / name / "request.json", plain_json(request))
+    write_atomically(folder / "README.txt", README.encode())
     about = {"format": FORMAT, "dtype": dtype, "seed": seed, "profiles": list(profiles), "calls": recorder.calls}
-    write_aside(folder / "manifest.json", (json.dumps(about | _versions(), indent=1) + "\n").encode())
+    write_atomically(folder / "manifest.json", (json.dumps(about | _versions(), indent=1) + "\n").encode())
     return len(recorder.calls)
 
 
@@ -270,7 +270,7 @@ def check_folder(replay: Replay, cases: Sequence[Case], laws: Sequence[Law], cou
 def answer(folder: Path, adapter: Adapter) -> int:
     """Answer every call of an exported folder that has no answer yet. Returns how many that were."""
     calls, info = _manifest(folder)["calls"], describe(adapter)
-    write_aside(folder / "port.json", plain_json({"name": info.name, "version": info.version}))
+    write_atomically(folder / "port.json", plain_json({"name": info.name, "version": info.version}))
     done = 0
     for name in calls.values():
         if not _answer_files(folder, name):
@@ -290,9 +290,9 @@ def _answer_call(place: Path, adapter: Adapter, info: Info, rank: int | None = N
         inputs = {name: value.copy() for name, value in file_to_arrays(read_file(place / "inputs.safetensors")).items()}
         said_, outputs = answer_of(adapter, op, inputs, params)
     if said_["answer"] == "outputs":
-        write_aside(place / (ANSWERS[0] if rank is None else file_of(rank)), outputs)
+        write_atomically(place / (ANSWERS[0] if rank is None else file_of(rank)), outputs)
     elif not rank:
-        write_aside(place / ANSWERS[1], plain_json(said_))
+        write_atomically(place / ANSWERS[1], plain_json(said_))
 
 
 def answer_as_rank(folder: Path, adapter: Adapter, rank: int, ranks: int) -> int:
@@ -310,7 +310,7 @@ def answer_as_rank(folder: Path, adapter: Adapter, rank: int, ranks: int) -> int
         if mesh is not None and number(mesh) == ranks and not whole:
             todo.append(name)
     if rank == 0:
-        write_aside(folder / "port.json", plain_json({"name": info.name, "version": info.version}))
+        write_atomically(folder / "port.json", plain_json({"name": info.name, "version": info.version}))
     for name in todo:
         _answer_call(folder / "calls" / name, adapter, info, rank)
     return len(todo)

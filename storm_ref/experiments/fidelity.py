@@ -37,6 +37,7 @@ from storm_ref.edm import Denoise, sample, schedule
 from storm_ref.experiments.coarse import coarse_denoiser, coarse_evaluation
 from storm_ref.tiling import Tile, Tiling, blend_tiles, overhead, seam_bound, tile_conditions
 from storm_ref.tokenisation import sphere_position
+from storm_ref.workbench.io import bundled
 from storm_ref.workbench.io.data import Fields, history, read, targets
 from storm_ref.workbench.prior import covariance as covariances
 from storm_ref.workbench.prior.covariance import Covariance, covariance_denoiser
@@ -50,9 +51,6 @@ __all__ = [
 # What is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
 Record = dict[str, Any]
-
-# The bundled world, and the first of its times that the bundled network was not trained on.
-_WORLD, _SPLIT = Path(__file__).parents[2] / "tiny_data" / "world.nc", "2000-09-28"
 
 
 @dataclass(frozen=True, eq=False)
@@ -684,12 +682,14 @@ class Sizes:
 def run(
     model_path: Path,
     progress: Progress | None = None,
-    data: Path = _WORLD,
-    start: str = _SPLIT,
+    data: Path | None = None,
+    start: str = bundled.TRAINING_END,
     sizes: Sizes = Sizes(),
     seed: int = 0,
 ) -> dict[str, Any]:
     """All measurements as JSON can hold them; the data's times from `start` on are to be unknown to the model.
+
+    data: a record for the model; None for the bundled world.
 
     For "generic" and "trained": lists of records under "halo", "skill", "sampled", "scored", "seams" and "coarse"
     (those against the truth for the trained one alone); "cone" with "records" and "maps", each "tiled" and "untiled";
@@ -697,7 +697,9 @@ def run(
     """
     return {
         "generic": _run_generic(sizes, partial(_draws, seed, "generic"), progress),
-        "trained": _run_trained(model_path, data, start, sizes, partial(_draws, seed, "trained"), progress),
+        "trained": _run_trained(
+            model_path, data or bundled.world(), start, sizes, partial(_draws, seed, "trained"), progress
+        ),
     }
 
 

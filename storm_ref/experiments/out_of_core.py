@@ -50,7 +50,7 @@ from storm_ref.edm import precondition
 from storm_ref.memory import MemoryState
 from storm_ref.tiling import Axis, Tiling, batches, cores, extents, shapes, weights
 from storm_ref.tokenisation import age_features, sphere_position
-from storm_ref.workbench.io.atomic import replacing
+from storm_ref.workbench.io.atomic import is_temporary, replacing
 
 __all__ = ["ArrayLike", "Domain", "Frames", "Progress", "WritableArray", "compress", "create", "denoise", "open_array"]
 
@@ -573,7 +573,7 @@ def _claim(folder: Path, fingerprint: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted, path = json.loads(json.dumps(fingerprint)), folder / _FINGERPRINT
     if not path.exists():
-        if any(not _is_part(file) for file in folder.iterdir()):
+        if any(not is_temporary(file) for file in folder.iterdir()):
             raise ValueError(f"{folder} holds something else than an unfinished run: choose another folder")
         _write_json(path, wanted)
         return
@@ -596,13 +596,8 @@ def _leave(folder: Path) -> None:
     for name in (_SUMS, _FINGERPRINT):
         (folder / name).unlink(missing_ok=True)
     for file in folder.iterdir():
-        if _is_part(file):
+        if is_temporary(file):
             file.unlink()
-
-
-def _is_part(file: Path) -> bool:
-    """What `replacing` leaves when it is killed."""
-    return file.name.startswith(".") and file.name.endswith(".part")
 
 
 def _still_good(folder: Path, checksum: Callable[[int], int]) -> list[int]:

@@ -17,13 +17,13 @@ from rich.table import Table
 from storm_ref.experiments import fidelity
 from storm_ref.experiments.bench import history, machine, report, scale, timing
 from storm_ref.experiments.bench.history import Job
+from storm_ref.workbench.io import bundled
 from storm_ref.workbench.io.atomic import replacing
 from storm_ref.workbench.io.progress import Progress, plain_console, shown
 from storm_ref.workbench.prior.model import load
 
 __all__ = ["main"]
 
-TINY = Path(__file__).parents[3] / "tiny_data" / "storm_tiny.safetensors"
 Values = dict[str, Any]
 
 
@@ -60,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         "--only", metavar="NAMES", default=None, help=f"of {', '.join(PARTS)}; of scale: {', '.join(scale.JOBS)}"
     )
     parser.add_argument(
-        "--model", type=Path, default=TINY, metavar="FILE", help="trained weights whose fidelity is measured"
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="trained weights whose fidelity is measured (default: the bundled ones)",
     )
     parser.add_argument("--threads", type=int, default=machine.cores(), metavar="N", help="of the processor")
     return parser
@@ -78,11 +81,15 @@ def _bench(arguments: argparse.Namespace, progress: Progress) -> None:
     """Each part is added to cost.json when it is done; parts not asked for stay as they were."""
     names = _names(arguments.only, list(PARTS))
     if "fidelity" in names:
-        load(arguments.model)  # refused now rather than after the other parts
+        load(_model(arguments))  # refused now rather than after the other parts
     for name in names:
         found = PARTS[name](arguments, progress)
         values = _read(arguments.out / "cost.json") | found | {"machine": machine.describe(arguments.threads)}
         _write(arguments.out / "cost.json", values)
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    return bundled.weights() if arguments.model is None else arguments.model
 
 
 def _scale(arguments: argparse.Namespace, progress: Progress) -> None:
@@ -140,7 +147,7 @@ def _growth_of_peak(few: Values, most: Values) -> float:
 
 
 def _fidelity(arguments: argparse.Namespace, progress: Progress) -> Values:
-    found = fidelity.run(arguments.model, progress=lambda label, done, total: progress(label, done, total, ""))
+    found = fidelity.run(_model(arguments), progress=lambda label, done, total: progress(label, done, total, ""))
     _write(arguments.out / "fidelity.json", found)
     return {"fidelity": report.fidelity_headline(found)}
 

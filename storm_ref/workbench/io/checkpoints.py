@@ -1,21 +1,22 @@
-"""Training states that know of no mesh: a folder that any number of ranks writes and any other number reads.
+"""Mesh-independent training checkpoints: a folder that any number of ranks writes and any other number reads.
 
-`torch.distributed.checkpoint` keeps every tensor whole under its serial name, in rows over all ranks; JSON beside it
-says what the run is. The folder is written under another name and takes its place when all ranks are done.
+`torch.distributed.checkpoint` keeps every tensor whole under its serial name, its rows divided among all ranks; a JSON
+file beside it describes the run. All ranks write into one temporary folder, which replaces the old checkpoint when the
+last of them is done.
 
-The index that torch writes is a pickle: read the checkpoints of your own runs alone. A finished model is a safetensors
-file.
+The index that torch writes is a pickle, which can run code: read only checkpoints of your own runs. A finished model is
+a safetensors file, which cannot.
 """
 
 import json
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader  # type: ignore[attr-defined]
@@ -23,7 +24,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, Shard
 
 from storm_ref.parallel.mesh import World
-from storm_ref.workbench.io.atomic import replacing
+from storm_ref.workbench.io.atomic import remove, replacing, temporary_name
+from storm_ref.workbench.io.collective import on_main_rank
 
 __all__ = ["read_folder", "rows", "whole", "write_folder"]
 
@@ -31,7 +33,7 @@ _ABOUT = "about.json"
 
 
 def rows(tensor: Tensor, world: World) -> Tensor:
-    """This rank's rows of a tensor that all ranks have, as a part of the whole; the tensor itself for a single rank."""
+    """This rank's rows of a tensor that all ranks have, as a shard of the whole; the tensor itself of a single rank."""
     if world.mesh.size == 1:
         return tensor.detach()
     size = -(-len(tensor) // world.mesh.size)
@@ -40,65 +42,67 @@ def rows(tensor: Tensor, world: World) -> Tensor:
 
 
 def whole(part: Tensor) -> Tensor:
-    """Undoes `rows`; all ranks call it together."""
+    """The tensor that `rows` divided. A collective call: all ranks make it."""
     return part.full_tensor() if isinstance(part, DTensor) else part
 
 
 def write_folder(
     path: Path, kind: str, state: Mapping[str, Tensor], about: Mapping[str, Any], world: World | None = None
 ) -> None:
-    """All ranks write their parts of `state`, from `rows`, together ([PAR-17]).
+    """Write a checkpoint from each rank's part of `state`, made by `rows`, [PAR-17]. A collective call.
 
-    Raises ValueError, on every rank, when the folder cannot be written; what was there before is as it was.
+    kind: what the checkpoint is of, which `read_folder` asks for. about: anything JSON can hold.
+
+    Raises ValueError on all ranks when the folder cannot be written; the old checkpoint is intact then.
     """
     world = world or World.alone()
-    aside = path.with_name(f".{path.name}.ranks.part")  # one name for all ranks
-    _together(world, lambda: _empty(aside))
-    with _quiet():
-        dcp.save(dict(state), checkpoint_id=str(aside), no_dist=world.mesh.size == 1)  # type: ignore[attr-defined]
+    part = _agreed_name(path, world)
+
+    def make_room() -> None:
+        for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a run that was killed while it wrote
+            remove(leftover)
+        part.mkdir(parents=True)
 
     def finish() -> None:
-        (aside / _ABOUT).write_text(json.dumps({"kind": kind, "about": about}))
-        with replacing(path) as part:
-            aside.rename(part)
+        with replacing(path, part):
+            (part / _ABOUT).write_text(json.dumps({"kind": kind, "about": about}))
 
-    _together(world, finish)
+    on_main_rank(world, make_room)
+    try:
+        with _quiet():
+            dcp.save(dict(state), checkpoint_id=str(part), no_dist=world.mesh.size == 1)  # type: ignore[attr-defined]
+        on_main_rank(world, finish)
+    finally:
+        if world.is_main:
+            remove(part)
+
+
+def _agreed_name(path: Path, world: World) -> Path:
+    """One temporary name for all ranks: the main rank's."""
+    names = [temporary_name(path)]
+    if world.mesh.size > 1:
+        dist.broadcast_object_list(names)
+    return names[0]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warning that one process has no other to talk to."""
+    """Silence torch's warning that a single process has no others to talk to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield
 
 
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _together(world: World, work: Callable[[], None]) -> None:
-    """The first rank does it; if it cannot, all fail."""
-    error = None
-    if world.is_main:
-        try:
-            work()
-        except OSError as e:
-            error = str(e)
-    world.raise_together(error)
-
-
 def read_folder(path: Path, kind: str, world: World | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_folder` wrote, on any mesh or none: this rank's rows of every tensor, and `about`.
+    """Read this rank's rows of every tensor, and `about`, from a checkpoint that any mesh wrote. A collective call.
 
-    Raises ValueError, naming the folder and the remedy, for one that is not complete or something else.
+    Raises ValueError, naming the folder and the remedy, when it is incomplete or a checkpoint of something else.
     """
     world = world or World.alone()
     try:
-        found = json.loads((path / _ABOUT).read_text())
-        if found["kind"] != kind:
-            raise ValueError(f"this is {found['kind']!r}, not {kind!r}")
+        description = json.loads((path / _ABOUT).read_text())
+        if description["kind"] != kind:
+            raise ValueError(f"this is {description['kind']!r}, not {kind!r}")
         stored: Mapping[str, Any] = FileSystemReader(str(path)).read_metadata().state_dict_metadata
         state = {
             name: rows(torch.zeros(entry.size, dtype=entry.properties.dtype, device=world.device), world)
@@ -108,4 +112,4 @@ def read_folder(path: Path, kind: str, world: World | None = None) -> tuple[dict
             dcp.load(state, checkpoint_id=str(path), no_dist=world.mesh.size == 1)  # type: ignore[attr-defined]
     except (OSError, KeyError, ValueError, CheckpointException) as error:
         raise ValueError(f"{path}: cannot be read as a checkpoint ({error}); give another, or start afresh") from error
-    return state, found["about"]
+    return state, description["about"]

@@ -1,4 +1,4 @@
-"""Gridded data in and out: CF NetCDF or Zarr becomes one canonical form in memory, and analyses become files.
+"""Gridded data: CF NetCDF and Zarr files are read into one canonical form, and analyses are written to files.
 
 Rows run from north to south, longitudes increase without a jump, times increase strictly, and every value is finite.
 
@@ -23,10 +23,21 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 
 from storm_ref.workbench.io.atomic import replacing
 
-__all__ = ["Fields", "calendar", "history", "labels", "open_file", "parse_step", "read", "resolve", "targets"]
-__all__ += ["to_dataset", "write"]
+__all__ = [
+    "Fields",
+    "calendar",
+    "history",
+    "labels",
+    "open_file",
+    "parse_step",
+    "read",
+    "resolve",
+    "targets",
+    "to_dataset",
+    "write",
+]
 
-# One quantity in one unit a line; a field's name, standard name, GRIB short name or long name may be any of these.
+# Each line is one quantity in one unit: what a field's name, standard name, GRIB short name or long name may be.
 ALIASES = (
     {"t2m", "2t", "2m_temperature", "2_metre_temperature", "tmp_2maboveground"},
     {"u10", "10u", "10m_u_component_of_wind", "10_metre_u_wind_component", "ugrd_10maboveground"},
@@ -50,11 +61,16 @@ _HOUR = np.timedelta64(1, "h")
 class Fields:
     """Time series of fields on a latitude-longitude grid, in the file's physical units.
 
-    time is datetime64[ns], strictly increasing; latitude falls from north to south, longitude rises without a jump (so
-    it may leave -180..360); both in degrees. values is finite everywhere: where `valid` is False the file had no number
-    (filled by the point's mean over time, else the channel's mean) or the point is padding. `variables` and
-    `static_names` are names in the file; `attributes` holds standard_name and long_name of each variable. `periodic`:
-    the longitudes close the circle. `padding`: rows and columns that fit="pad" added in the south and the east.
+    time          datetime64[ns], UTC, strictly increasing
+    latitude      degrees, decreasing from north to south
+    longitude     degrees, increasing without a jump, so that it may leave -180..360
+    values        finite everywhere; where `valid` is False the file has no number (the value is then the point's mean
+                  over time, or else the channel's mean), or the point is padding
+    static        constant fields
+    variables     names in the file, as are `static_names`
+    attributes    standard_name and long_name of each variable
+    periodic      the longitudes close the circle
+    padding       rows and columns that grid_mismatch="pad" added in the south and the east
     """
 
     time: Shaped[np.ndarray, " t"]
@@ -77,27 +93,33 @@ def read(
     static: Sequence[str] | None = None,
     *,
     patch: tuple[int, int] = (1, 1),
-    fit: str | None = None,
+    grid_mismatch: str | None = None,
 ) -> Fields:
-    """Read a NetCDF-4 file or a Zarr directory: all variables and all constant fields on the grid unless named.
+    """Read a NetCDF-4 file or a Zarr directory into the canonical form.
 
-    A name is the file's own, a CF standard name or an alias (ERA5 short and long names, GRIB and HRRR names); the
-    static name "latitude" is the coordinate itself. The grid must be divisible by `patch`, or `fit` says "pad" (edge
-    values, marked invalid, coordinates go on linearly) or "crop" (the last rows and columns go).
+    variables, static: names of the variables and constant fields to read; None for all of them. A name is that in the
+    file, a CF standard name or an alias (ERA5 short and long names, GRIB and HRRR names); the static name "latitude"
+    is the coordinate itself.
 
-    Raises ValueError, naming the file, the thing and the remedy, for whatever has no place in that form: a file that
-    cannot be read, projected grids, further dimensions, unknown or ambiguous names, repeated times or meridians,
+    grid_mismatch: what to do where `patch` does not divide the grid. "pad" repeats the last row and column, marks the
+    new points invalid and continues the coordinates linearly; "crop" drops the last rows and columns; None refuses.
+
+    Raises ValueError, naming the file, the fault and the remedy, for a file that cannot be read and for whatever does
+    not fit the form: projected grids, further dimensions, unknown or ambiguous names, repeated times or meridians,
     circles of uneven spacing, other calendars, infinite values, variables or constant fields without numbers.
     """
     with open_file(path) as dataset:
         try:
-            return _fitted(_canonical(dataset, variables, static), patch, fit)
+            return _divisible(_canonical(dataset, variables, static), patch, grid_mismatch)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 
 def open_file(path: str | Path) -> xr.Dataset:
-    """Open a NetCDF-4 file or Zarr directory, decoded, values still on disk; ValueError when it cannot be read."""
+    """Open a NetCDF-4 file or a Zarr directory, decoded by the CF conventions, its values still on disk.
+
+    Raises ValueError, naming the file and the remedy, when it cannot be read or counts time in another calendar.
+    """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: there is no such file; check the path")
@@ -106,35 +128,46 @@ def open_file(path: str | Path) -> xr.Dataset:
             raw = xr.open_zarr(path, chunks=None, consolidated=False, decode_cf=False)
         else:
             raw = xr.open_dataset(path, engine="h5netcdf", decode_cf=False)
-    except Exception as error:  # h5py, h5netcdf and zarr each raise their own for a file they do not understand
+    except Exception as error:  # h5py, h5netcdf and zarr raise errors of their own for files they do not understand
         raise ValueError(
             f"{path}: cannot be read as NetCDF-4 or Zarr ({error}); it is truncated, corrupt or of another format: "
             "fetch it again, or convert it, e.g. `nccopy -k nc4 in.nc out.nc`"
         ) from error
     try:
         for name, variable in raw.variables.items():
-            used = str(variable.attrs.get("calendar", "standard")).lower()
-            if used not in ("standard", "gregorian", "proleptic_gregorian"):
-                raise ValueError(f"{name} counts in the calendar {used!r}, convert it with Dataset.convert_calendar")
+            calendar_name = str(variable.attrs.get("calendar", "standard")).lower()
+            if calendar_name not in ("standard", "gregorian", "proleptic_gregorian"):
+                raise ValueError(
+                    f"{name} counts in the calendar {calendar_name!r}, convert it with Dataset.convert_calendar"
+                )
         return xr.decode_cf(raw, decode_timedelta=False)
     except Exception as error:
         raw.close()
-        raise ValueError(f"{path}: cannot be decoded by the CF conventions: {error}; mend its attributes") from error
+        raise ValueError(f"{path}: cannot be decoded by the CF conventions: {error}; correct its attributes") from error
 
 
 def _canonical(dataset: xr.Dataset, variables: Sequence[str] | None, static: Sequence[str] | None) -> Fields:
-    north, east, clock = (dataset[_coordinate(dataset, kind)] for kind in ("latitude", "longitude", "time"))
-    dims = (str(clock.dims[0]), str(north.dims[0]), str(east.dims[0]))
+    stored_time = dataset[_coordinate(dataset, "time")]
+    stored_latitude = dataset[_coordinate(dataset, "latitude")]
+    stored_longitude = dataset[_coordinate(dataset, "longitude")]
+    dims = (str(stored_time.dims[0]), str(stored_latitude.dims[0]), str(stored_longitude.dims[0]))
     if len(set(dims)) < 3:
-        raise ValueError(f"{north.name} and {east.name} do not span a grid (dimensions {dims}): interpolate to one")
-    time, t = _times(clock)
-    latitude, h = _latitudes(north)
-    longitude, w, periodic = _longitudes(east)
+        raise ValueError(
+            f"{stored_latitude.name} and {stored_longitude.name} do not span a grid (dimensions {dims}): "
+            "interpolate to one"
+        )
+    time, t = _times(stored_time)
+    latitude, h = _latitudes(stored_latitude)
+    longitude, w, periodic = _longitudes(stored_longitude)
     chosen, constant = _choose(dataset, dims, variables, static)
     values = np.stack([_numbers(dataset, name, dims)[np.ix_(t, h, w)] for name in chosen], axis=1)
     valid = np.stack([_fill(values[:, c], name) for c, name in enumerate(chosen)], axis=1)
-    rows = np.tile(latitude.astype(np.float32)[:, None], w.size)
-    fields = [_constant(dataset, n, dims)[np.ix_(h, w)] if n in dataset.data_vars else rows for n in constant]
+    fields = []
+    for name in constant:
+        if name in dataset.data_vars:
+            fields.append(_constant(dataset, name, dims)[np.ix_(h, w)])
+        else:
+            fields.append(np.tile(latitude.astype(np.float32)[:, None], w.size))
     attributes = [dataset[name].attrs for name in chosen]
     return Fields(
         time=time,
@@ -152,21 +185,21 @@ def _canonical(dataset: xr.Dataset, variables: Sequence[str] | None, static: Seq
 
 
 def _coordinate(dataset: xr.Dataset, kind: str) -> str:
-    """Name of the 1-D coordinate of this kind: by standard name, else units, axis or a known name."""
+    """The name of the 1-D coordinate of this kind, told by its standard name, else its units, axis or name."""
     lines = {str(name): v for name, v in dataset.variables.items() if v.ndim == 1}
     if kind == "time":
         lines = {name: v for name, v in lines.items() if v.dtype.kind == "M"}
-    standard, units, axis = (
-        {name: str(v.attrs.get(key, "")) for name, v in lines.items()} for key in ("standard_name", "units", "axis")
-    )
+    standard = {name: str(v.attrs.get("standard_name", "")) for name, v in lines.items()}
+    units = {name: str(v.attrs.get("units", "")) for name, v in lines.items()}
+    axis = {name: str(v.attrs.get("axis", "")) for name, v in lines.items()}
     plain = [name for name in lines if not standard[name]]
-    for found in (
+    for candidates in (
         [name for name in lines if standard[name] == kind],
         [name for name in plain if re.fullmatch(_UNITS[kind], units[name].lower())],
         [name for name in plain if axis[name] == _AXES[kind] and units[name] not in ("m", "km")],
         [name for name in lines if re.fullmatch(_NAMES[kind], name.lower())],
     ):
-        best = [name for name in found if name in dataset.dims] or found
+        best = [name for name in candidates if name in dataset.dims] or candidates
         if len(best) > 1:
             raise ValueError(f"{best} could each be the {kind}: rename or drop all but one")
         if best:
@@ -181,6 +214,7 @@ def _coordinate(dataset: xr.Dataset, kind: str) -> str:
 
 
 def _times(coordinate: xr.DataArray) -> tuple[Shaped[np.ndarray, " t"], Int64[np.ndarray, " t"]]:
+    """The times in increasing order, and the order that gives them."""
     times = coordinate.values.astype("datetime64[ns]")
     if times.size == 0 or np.isnat(times).any():
         raise ValueError(f"{coordinate.name} is empty or has {int(np.isnat(times).sum())} missing times: drop those")
@@ -193,6 +227,7 @@ def _times(coordinate: xr.DataArray) -> tuple[Shaped[np.ndarray, " t"], Int64[np
 
 
 def _latitudes(coordinate: xr.DataArray) -> tuple[Float64[np.ndarray, " h"], Int64[np.ndarray, " h"]]:
+    """The latitudes from north to south, and the order that gives them."""
     degrees = coordinate.values.astype(np.float64)
     steps = np.diff(degrees)
     if degrees.size == 0 or not (np.abs(degrees) <= 90).all():
@@ -204,9 +239,9 @@ def _latitudes(coordinate: xr.DataArray) -> tuple[Float64[np.ndarray, " h"], Int
 
 
 def _longitudes(coordinate: xr.DataArray) -> tuple[Float64[np.ndarray, " w"], Int64[np.ndarray, " w"], bool]:
-    """Degrees without a jump, the order that gives them, and whether they close the circle evenly.
+    """The longitudes without a jump, the order that gives them, and whether they are evenly spaced around the circle.
 
-    A region is cut open in the circle's largest gap, wherever its file begins; a circle begins where its file begins.
+    The seam of a region lies in the largest gap, wherever its file begins; a circle begins where its file begins.
     """
     degrees = coordinate.values.astype(np.float64)
     if degrees.size == 0 or not np.isfinite(degrees).all():
@@ -216,14 +251,14 @@ def _longitudes(coordinate: xr.DataArray) -> tuple[Float64[np.ndarray, " w"], In
     circle = np.mod(degrees, 360)
     order = np.argsort(circle)
     gaps = np.diff(circle[order], append=circle[order[0]] + 360)
-    if (gaps < 1e-4).any():  # degrees: 10 m, and more than float32 loses
+    if (gaps < 1e-4).any():  # degrees: 10 m, more than the rounding of float32
         raise ValueError(
             f"{coordinate.name} holds the meridian {circle[order][gaps < 1e-4][0]:g} twice (0 and 360 are one, so are "
             f"-180 and 180): drop the copy, e.g. dataset.isel({coordinate.name}=slice(0, -1))"
         )
     even = bool((np.abs(gaps * gaps.size / 360 - 1) < 0.01).all())
-    second, first = np.sort(gaps)[-2:]
-    if not even and first < 1.5 * second:
+    second_largest, largest = np.sort(gaps)[-2:]
+    if not even and largest < 1.5 * second_largest:
         steps = f"uneven steps of {gaps.min():g} to {gaps.max():g} degrees"
         raise ValueError(f"{coordinate.name} goes round the globe in {steps}: interpolate it to even steps")
     start = int(np.argmin(order)) if even else int(np.argmax(gaps)) + 1
@@ -234,20 +269,19 @@ def _longitudes(coordinate: xr.DataArray) -> tuple[Float64[np.ndarray, " w"], In
 def _choose(
     dataset: xr.Dataset, dims: tuple[str, ...], variables: Sequence[str] | None, static: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """Names in the file of the time-dependent and of the constant fields asked for."""
+    """Names in the file of the time-dependent and of the constant fields that are asked for."""
     numeric = {str(name): v for name, v in dataset.data_vars.items() if v.dtype.kind in "fiub"}
     fields = {name: v for name, v in numeric.items() if set(dims[1:]) <= set(v.dims)}
     known = {name: labels(name, v.attrs) for name, v in fields.items()}
-    still = [name for name, v in fields.items() if dims[0] not in v.dims]
-    constant = (
-        still
-        if static is None
-        else ["latitude" if name == "latitude" and name not in fields else resolve(name, known) for name in static]
-    )
-    moving = [name for name in fields if name not in still and name not in constant]
-    chosen = moving if variables is None else [resolve(name, known) for name in variables]
-    for name in set(chosen) & set(still):
-        raise ValueError(f"{name} does not depend on time: ask for it in `static`; these do: {moving}")
+    timeless = [name for name, v in fields.items() if dims[0] not in v.dims]
+    constant = list(timeless)
+    if static is not None:
+        given_by_grid = {"latitude"} - fields.keys()
+        constant = [name if name in given_by_grid else resolve(name, known) for name in static]
+    varying = [name for name in fields if name not in timeless and name not in constant]
+    chosen = varying if variables is None else [resolve(name, known) for name in variables]
+    for name in set(chosen) & set(timeless):
+        raise ValueError(f"{name} does not depend on time: ask for it in `static`; these do: {varying}")
     if len({*chosen, *constant}) < len(chosen) + len(constant):
         raise ValueError(f"a field is asked for twice: variables {chosen}, static {constant}")
     if not chosen:
@@ -256,31 +290,31 @@ def _choose(
 
 
 def labels(name: str, attributes: Mapping[Any, Any]) -> set[str]:
-    """All that a field with these attributes is called, in lower case with underscores."""
+    """Every label that the name and attributes of a field give it, in lower case with underscores."""
     keys = ("standard_name", "GRIB_shortName", "GRIB_cfVarName", "long_name")
     return {label.lower().replace(" ", "_") for label in (name, *(str(attributes.get(k, name)) for k in keys))}
 
 
 def resolve(name: str, known: Mapping[str, Iterable[str]]) -> str:
-    """The key of `known` (to `labels`) that `name` means: itself, else one so labelled, else one labelled by an alias.
+    """Find the field that a user means by `name`: itself, else one with this label, else one with an alias of it.
 
-    Raises ValueError, listing what there is, when none or several fit.
+    known: the `labels` of each field. Raises ValueError, listing the fields, when none or several match.
     """
     if name in known:
         return name
     lower = name.lower()
     for wanted in ({lower}, next((group for group in ALIASES if lower in group), set())):
-        found = [key for key, also in known.items() if wanted & set(also)]
-        if len(found) > 1:
-            raise ValueError(f"{name!r} is ambiguous, it fits each of {found}: use one of these names")
-        if found:
-            return found[0]
-    near = difflib.get_close_matches(lower, {label for also in known.values() for label in also}, 3)
+        matches = [key for key, labels_of in known.items() if wanted & set(labels_of)]
+        if len(matches) > 1:
+            raise ValueError(f"{name!r} is ambiguous, it fits each of {matches}: use one of these names")
+        if matches:
+            return matches[0]
+    near = difflib.get_close_matches(lower, {label for labels_of in known.values() for label in labels_of}, 3)
     raise ValueError(f"no field {name!r}; there are {sorted(known)}" + (f" (close: {near})" if near else ""))
 
 
 def _numbers(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> Float32[np.ndarray, "..."]:
-    """A field's values with exactly these dimensions, in the file's order; NaN where it has none."""
+    """The values of a field with exactly these dimensions, in the order of the file; NaN where it has no value."""
     field = dataset[name]
     further = {str(dim): size for dim, size in field.sizes.items() if dim not in dims}
     if any(size != 1 for size in further.values()):
@@ -288,7 +322,7 @@ def _numbers(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> Float32[n
         raise ValueError(f"{name} has further dimensions {further}: choose one of each, e.g. dataset.isel({pick}=0)")
     try:
         numbers = field.squeeze(list(further)).transpose(*dims).values
-    except Exception as error:  # a damaged chunk shows only here, as whatever its decoder raises
+    except Exception as error:  # a damaged chunk is noticed only here, by whatever error its decoder raises
         raise ValueError(f"{name} cannot be read ({error}): truncated or corrupt, fetch the file again") from error
     with np.errstate(over="ignore"):
         numbers = np.asarray(numbers, np.float32)
@@ -299,6 +333,7 @@ def _numbers(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> Float32[n
 
 
 def _constant(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> Float32[np.ndarray, "h w"]:
+    """The values of a field that does not change with time."""
     field = _numbers(dataset, name, dims if dims[0] in dataset[name].dims else dims[1:])
     if field.ndim == 3 and (field != field[:1]).any():
         raise ValueError(f"{name} changes with time (or lacks values), so it is not static: ask for it in `variables`")
@@ -308,7 +343,7 @@ def _constant(dataset: xr.Dataset, name: str, dims: tuple[str, ...]) -> Float32[
 
 
 def _fill(channel: Float32[np.ndarray, "t h w"], name: str) -> Bool[np.ndarray, "t h w"]:
-    """Fill NaN in place by the point's mean over time, else by the mean of all; True where there was a number."""
+    """Fill NaN in place by the point's mean over time, or else the mean of all, and return where there was a number."""
     valid: Bool[np.ndarray, "t h w"] = ~np.isnan(channel)
     count = valid.sum(0)
     if not count.any():
@@ -320,12 +355,17 @@ def _fill(channel: Float32[np.ndarray, "t h w"], name: str) -> Bool[np.ndarray, 
     return valid
 
 
-def _fitted(fields: Fields, patch: tuple[int, int], fit: str | None) -> Fields:
-    """Pad or crop in the south and the east so that the patch divides the grid, as `read` describes."""
-    if min(patch) < 1 or fit not in (None, "pad", "crop"):
-        raise ValueError(f'patch must be at least 1 x 1 and fit "pad", "crop" or None, got patch={patch}, fit={fit!r}')
-    height, width = fields.latitude.size, fields.longitude.size
-    rows, cols = -height % patch[0], -width % patch[1]
+def _divisible(fields: Fields, patch: tuple[int, int], grid_mismatch: str | None) -> Fields:
+    """The same fields on a grid that the patch divides, padded or cropped as `read` describes."""
+    if min(patch) < 1 or grid_mismatch not in (None, "pad", "crop"):
+        raise ValueError(
+            'patch must be at least 1 x 1 and grid_mismatch "pad", "crop" or None, '
+            f"got patch={patch}, grid_mismatch={grid_mismatch!r}"
+        )
+    height = fields.latitude.size
+    width = fields.longitude.size
+    rows = -height % patch[0]
+    cols = -width % patch[1]
     name = f"{patch[0]} x {patch[1]}"
     if not rows and not cols:
         return fields
@@ -334,19 +374,20 @@ def _fitted(fields: Fields, patch: tuple[int, int], fit: str | None) -> Fields:
             f"patch {name} does not divide the {width} longitudes of a circle, which padding or cropping would open: "
             f"choose another patch, such as one of {[p for p in range(1, 17) if width % p == 0]}"
         )
-    if fit == "pad":
+    if grid_mismatch == "pad":
         return _padded(fields, rows, cols)
-    down = height - height % patch[0], width - width % patch[1]
-    if fit is None or 0 in down:
+    kept_height = height - height % patch[0]
+    kept_width = width - width % patch[1]
+    if grid_mismatch is None or 0 in (kept_height, kept_width):
         raise ValueError(
-            f"patch {name} does not divide the grid of {height} x {width} points: pass fit='pad' (to {height + rows} "
-            f"x {width + cols}) or fit='crop' (to {down[0]} x {down[1]}; 0 leaves nothing)"
+            f"patch {name} does not divide the grid of {height} x {width} points: choose grid mismatch 'pad' (to "
+            f"{height + rows} x {width + cols}) or 'crop' (to {kept_height} x {kept_width}; 0 leaves nothing)"
         )
-    cut = np.s_[..., : down[0], : down[1]]
+    cut = np.s_[..., :kept_height, :kept_width]
     return replace(
         fields,
-        latitude=fields.latitude[: down[0]],
-        longitude=fields.longitude[: down[1]],
+        latitude=fields.latitude[:kept_height],
+        longitude=fields.longitude[:kept_width],
         values=fields.values[cut],
         valid=fields.valid[cut],
         static=fields.static[cut],
@@ -354,14 +395,10 @@ def _fitted(fields: Fields, patch: tuple[int, int], fit: str | None) -> Fields:
 
 
 def _padded(fields: Fields, rows: int, cols: int) -> Fields:
-    def extend(x: Float64[np.ndarray, " n"], count: int) -> Float64[np.ndarray, " m"]:
-        if count and x.size < 2:
-            raise ValueError("one row or column has no spacing to pad with: choose patch 1 or a larger region")
-        return np.append(x, x[-1] + np.arange(1, count + 1) * (x[-1] - x[-2])) if count else x
-
-    latitude, longitude = extend(fields.latitude, rows), extend(fields.longitude, cols)
+    latitude = _extended(fields.latitude, rows)
+    longitude = _extended(fields.longitude, cols)
     if latitude[-1] < -90:
-        raise ValueError(f'padding would reach latitude {latitude[-1]:g}, beyond the pole: pass fit="crop"')
+        raise ValueError(f"padding would reach latitude {latitude[-1]:g}, beyond the pole: choose grid mismatch 'crop'")
     around = ((0, rows), (0, cols))
     return replace(
         fields,
@@ -374,28 +411,44 @@ def _padded(fields: Fields, rows: int, cols: int) -> Fields:
     )
 
 
+def _extended(axis: Float64[np.ndarray, " n"], count: int) -> Float64[np.ndarray, " m"]:
+    """The axis and `count` more coordinates at its last spacing."""
+    if not count:
+        return axis
+    if axis.size < 2:
+        raise ValueError("one row or column has no spacing to pad with: choose patch 1 or a larger region")
+    return np.append(axis, axis[-1] + np.arange(1, count + 1) * (axis[-1] - axis[-2]))
+
+
 def calendar(
     time: Shaped[np.ndarray, " t"], latitude: Float[np.ndarray, " h"], longitude: Float[np.ndarray, " w"]
 ) -> Float32[np.ndarray, "t 4 h w"]:
-    """Known forcings: sin and cos of the local solar time of day, then sin and cos of the season, as defined above.
+    """Forcings that the time alone determines: sin and cos of the local solar time of day, then of the season.
 
-    time in UTC (datetime64), coordinates in degrees. Continuous across midnight, new year and the 0/360 meridian.
+    time in UTC (datetime64), coordinates in degrees; equations at the head of this module. The values are continuous
+    across midnight, new year and the 0/360 meridian.
     """
     now = time.astype("datetime64[ns]")
-    start, day = now.astype("datetime64[Y]"), (now - now.astype("datetime64[D]")) / np.timedelta64(1, "D")
-    length = (start + 1).astype("datetime64[ns]") - start.astype("datetime64[ns]")
-    solar = 2 * np.pi * (day[:, None, None] + longitude.astype(np.float64) / 360)
-    season = 2 * np.pi * ((now - start) / length)[:, None, None]
-    waves = np.sin(solar), np.cos(solar), np.sin(season), np.cos(season)
+    day_fraction = (now - now.astype("datetime64[D]")) / np.timedelta64(1, "D")
+    year = now.astype("datetime64[Y]")
+    year_length = (year + 1).astype("datetime64[ns]") - year.astype("datetime64[ns]")
+    solar = 2 * np.pi * (day_fraction[:, None, None] + longitude.astype(np.float64) / 360)
+    season = 2 * np.pi * ((now - year) / year_length)[:, None, None]
+    waves = (np.sin(solar), np.cos(solar), np.sin(season), np.cos(season))
     shape = (time.size, latitude.size, longitude.size)
     return np.stack([np.broadcast_to(wave, shape) for wave in waves], axis=1).astype(np.float32)
 
 
 def parse_step(text: str) -> np.timedelta64:
-    """ "6h", "1d" or "90min" as timedelta64[ns]; ValueError for anything else, zero included."""
+    """Read a time step such as "6h", "1d" or "90min" as timedelta64[ns].
+
+    Raises ValueError for anything else, zero included.
+    """
     match = re.fullmatch(r"\s*0*([1-9]\d{0,4})\s*(min|h|d)\s*", text)
     if not match:
-        raise ValueError(f'{text!r} is no time step: write a whole number above 0 and min, h or d: "90min", "6h", "1d"')
+        raise ValueError(
+            f'{text!r} is not a time step: write a whole number above 0 and min, h or d: "90min", "6h", "1d"'
+        )
     return np.timedelta64(int(match[1]) * {"min": 60, "h": 3600, "d": 86400}[match[2]] * 10**9, "ns")
 
 
@@ -408,19 +461,21 @@ def history(
 ) -> tuple[Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
     """Indices of the K past frames of an analysis at `when`, newest first, and their ages in hours.
 
-    Slot k is when - k step. Where the data have a gap, the newest frame older than the slot and not yet used takes its
-    place, with its true age. `time` increases; `when` need not be in it. Raises ValueError when too few frames are old
-    enough, the newest is older than `max_age` (default 4 steps), or the step is shorter than the spacing of `time`.
+    Slot k is at when - k step. Where the data have a gap, the slot takes the newest frame that is older than it and not
+    yet used, with its true age. `time` is increasing; `when` need not be in it.
+
+    Raises ValueError when too few frames are old enough, when the newest is older than `max_age` (default: 4 steps),
+    and when the step is shorter than the spacing of `time`.
     """
     if frames < 1 or not step > np.timedelta64(0, "ns"):
         raise ValueError(f"at least one frame and a positive step are needed, got {frames} and {step}")
     spacing = np.diff(time).min() if time.size > 1 else step
     if step < spacing:
         raise ValueError(f"a step of {step / _HOUR:g} h is finer than the data: take at least {spacing / _HOUR:g} h")
-    count = np.arange(frames)
-    newest = np.searchsorted(time, when - step * (count + 1), side="right") - 1
+    k = np.arange(frames)
+    newest = np.searchsorted(time, when - step * (k + 1), side="right") - 1
     # i_k = min(newest_k, i_{k-1} - 1): adding k turns the recursion into a running minimum.
-    indices = np.minimum.accumulate(newest + count) - count
+    indices = np.minimum.accumulate(newest + k) - k
     if indices[-1] < 0:
         raise ValueError(
             f"the analysis at {_text(when)} needs {frames} past frames in steps of {step / _HOUR:g} h, but only "
@@ -444,18 +499,23 @@ def targets(
     frames: int,
     max_age: np.timedelta64 | None = None,
 ) -> Shaped[np.ndarray, " n"]:
-    """Times of the data, start <= t < stop, that have a `history`; None leaves an end open. ValueError if none has."""
-    found, reason = [], "no time of the data lies there"
-    start, stop = time[0] if start is None else start, time[-1] + 1 if stop is None else stop
+    """Times of the data, start <= t < stop, at which an analysis has its `history`; None leaves an end open.
+
+    Raises ValueError, with the last reason, when there is no such time.
+    """
+    start = time[0] if start is None else start
+    stop = time[-1] + 1 if stop is None else stop
+    analysable = []
+    reason = "no time of the data lies there"
     for when in time[(time >= start) & (time < stop)]:
         try:
             history(time, when, frames, step, max_age)
-            found.append(when)
+            analysable.append(when)
         except ValueError as error:
             reason = str(error)
-    if not found:
+    if not analysable:
         raise ValueError(f"nothing can be analysed from {_text(start)} until before {_text(stop)}: {reason}")
-    return np.array(found)
+    return np.array(analysable)
 
 
 def _text(when: np.datetime64) -> str:
@@ -468,42 +528,45 @@ def to_dataset(
     time: Shaped[np.ndarray, " t"],
     attributes: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
-    """Analyses on the grid of `fields` (padding included), in physical units, as a CF Dataset without the padding.
+    """Turn analyses on the grid of `fields`, padding included, into a CF Dataset without the padding.
 
-    Dimensions (member, time, latitude, longitude), one variable a channel; `attributes` are added to the Dataset's own.
+    analysis is in physical units, and so is the Dataset: one variable for each channel, with dimensions (member, time,
+    latitude, longitude). `attributes` become global attributes beside its own. Raises ValueError for other shapes.
     """
     expected = (time.size, len(fields.variables), *fields.static.shape[1:])
     if analysis.shape[1:] != expected:
         raise ValueError(f"the analysis is {analysis.shape}, these fields and times need (members, *{expected})")
-    height, width = expected[2] - fields.padding[0], expected[3] - fields.padding[1]
+    height = expected[2] - fields.padding[0]
+    width = expected[3] - fields.padding[1]
     dims = ("member", "time", "latitude", "longitude")
     north = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
     east = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
+    member = {"standard_name": "realization", "units": "1", "axis": "E"}
     coordinates = {
-        "member": ("member", np.arange(len(analysis)), {"standard_name": "realization", "units": "1", "axis": "E"}),
+        "member": ("member", np.arange(len(analysis)), member),
         "time": ("time", time.astype("datetime64[ns]"), {"standard_name": "time", "axis": "T"}),
         "latitude": ("latitude", fields.latitude[:height], north),
         "longitude": ("longitude", fields.longitude[:width], east),
     }
     dataset = xr.Dataset(coords=coordinates, attrs={"Conventions": "CF-1.11", **(attributes or {})})
     for c, (name, units, named) in enumerate(zip(fields.variables, fields.units, fields.attributes, strict=True)):
-        known = {**named, "units": units} if units else named
-        dataset[name] = (dims, analysis[:, :, c, :height, :width].astype(np.float32), known)
+        described = {**named, "units": units} if units else named
+        dataset[name] = (dims, analysis[:, :, c, :height, :width].astype(np.float32), described)
     dataset["time"].encoding = {"units": "seconds since 1970-01-01", "calendar": "standard", "dtype": "int64"}
     return dataset
 
 
 def write(dataset: xr.Dataset, path: str | Path) -> None:
-    """Write to `path` (.nc or .zarr) under a temporary name beside it, then rename: the old file goes only at the end.
+    """Write a Dataset to `path`, a .nc file or a .zarr store, atomically.
 
-    Raises ValueError for another suffix or a folder that is no Zarr store, and OSError naming path and remedy (the old
-    file intact, the temporary gone) when writing fails.
+    Raises ValueError for another suffix and for a folder that is not a Zarr store, and OSError, naming the path and the
+    remedy, when writing fails; the old file is intact then.
     """
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"{path}: the name must end in .nc (NetCDF-4) or .zarr")
     if path.is_dir() and not any((path / name).exists() for name in (".zgroup", "zarr.json")):
-        raise ValueError(f"{path} is a folder and no Zarr store, so it is not replaced: choose another name")
+        raise ValueError(f"{path} is a folder but not a Zarr store, so it is not replaced: choose another name")
     with replacing(path) as part:
         if path.suffix == ".nc":
             packing = {name: {"zlib": True, "complevel": 4} for name in dataset.data_vars}

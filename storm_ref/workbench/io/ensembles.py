@@ -1,6 +1,6 @@
-"""Ensembles on disk: read what `assimilate` and `forecast` wrote, and match it with the truth."""
+"""Ensembles in files: read what `assimilate`, `trial` and `forecast` wrote, and pair it with the truth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ _DIMS = ("member", "time", "latitude", "longitude")
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Members of every variable, in the file's units."""
+    """The members of every variable, in the units of the file."""
 
     variables: tuple[str, ...]
     values: Float[Tensor, "m t c h w"]
@@ -29,7 +29,8 @@ class Ensemble:
 def read_ensemble(path: Path) -> Ensemble:
     """Read the variables with dimensions (member, time, latitude, longitude).
 
-    Raises ValueError, naming the file, when there are none, or fewer than 2 members, or values that are no numbers.
+    Raises ValueError, naming the file, when it has no such variable, fewer than 2 members, or values that are not
+    finite.
     """
     remedy = "give a file that assimilate, trial or forecast wrote"
     with open_file(path) as dataset:
@@ -38,27 +39,30 @@ def read_ensemble(path: Path) -> Ensemble:
             raise ValueError(f"{path}: no variable has the dimensions and coordinates {_DIMS}; {remedy}")
         try:
             values = np.stack([dataset[name].values for name in names], 2).astype(np.float32)
-            time, latitude, longitude = (dataset[name].values for name in _DIMS[1:])
-        except Exception as error:  # a damaged chunk shows only here, as whatever its decoder raises
+            time = dataset["time"].values.astype("datetime64[ns]")
+            latitude = dataset["latitude"].values
+            longitude = dataset["longitude"].values
+        except Exception as error:  # a damaged chunk is noticed only here, by whatever error its decoder raises
             raise ValueError(f"{path}: cannot be read ({error}): truncated or corrupt; {remedy}") from error
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"{path}: scores need at least 2 members and finite values, got {len(values)}; {remedy}")
-    return Ensemble(names, torch.from_numpy(values), time.astype("datetime64[ns]"), latitude, longitude)
+    return Ensemble(names, torch.from_numpy(values), time, latitude, longitude)
 
 
 def match(ensemble: Ensemble, truth: Fields) -> tuple[Ensemble, Float[Tensor, "t c h w"], Bool[np.ndarray, "t c h w"]]:
-    """The times that both have: the ensemble there, the truth, and where the truth is valid.
+    """Keep the times that ensemble and truth share: returns the ensemble, the truth, and where the truth is valid.
 
-    Raises ValueError when grids or variables differ, or no time is common.
+    Raises ValueError when grids or variables differ, or no time is shared.
     """
     if truth.variables != ensemble.variables:
         raise ValueError(f"the ensemble is of {ensemble.variables}, the truth of {truth.variables}: choose the same")
     for name in ("latitude", "longitude"):
-        mine, theirs = getattr(ensemble, name), getattr(truth, name)
-        if mine.shape != theirs.shape or not np.allclose(mine, theirs, atol=1e-4):
+        drawn = getattr(ensemble, name)
+        true = getattr(truth, name)
+        if drawn.shape != true.shape or not np.allclose(drawn, true, atol=1e-4):
             raise ValueError(f"ensemble and truth differ in {name}: interpolate one to the grid of the other")
-    time, ours, theirs = np.intersect1d(ensemble.time, truth.time, return_indices=True)
+    time, in_ensemble, in_truth = np.intersect1d(ensemble.time, truth.time, return_indices=True)
     if not len(time):
         raise ValueError("ensemble and truth have no time in common: give the record of the ensemble's times")
-    part = Ensemble(ensemble.variables, ensemble.values[:, ours], time, ensemble.latitude, ensemble.longitude)
-    return part, torch.from_numpy(truth.values[theirs]), truth.valid[theirs]
+    part = replace(ensemble, values=ensemble.values[:, in_ensemble], time=time)
+    return part, torch.from_numpy(truth.values[in_truth]), truth.valid[in_truth]

@@ -1,9 +1,10 @@
-"""Observations for guidance, in physical units: a share of the grid's points, a mask, or stations from a file.
+"""Observations for guidance, in physical units: random grid points, the points of a mask, or stations from a file.
 
-model       y = H x + e,  e ~ N(0, R), R diagonal: one variance an observation
+model       y = H x + e,  e ~ N(0, R), R diagonal: one variance for each observation
 grid point  one index of weight 1
-bilinear    weights (1-a)(1-b), (1-a) b, a (1-b), a b on the four points around a station, a and b its share of the
-            cell southward and eastward; across the seam on a periodic axis, nothing beyond a pole or a closed edge
+bilinear    weights (1-a)(1-b), (1-a) b, a (1-b), a b on the four points around a station, which lies the fraction a
+            of their cell southward and b eastward; a periodic axis has a cell across its seam, but there is none
+            beyond a pole or a closed edge
 normalised  z = (x - m) / s:  y' = (y - H m) / s_c,  R' = R / s_c^2   (every observation lies in one channel c)
 """
 
@@ -21,8 +22,17 @@ from torch import Tensor
 from storm_ref.guidance import Observations
 from storm_ref.workbench.io.data import Fields, labels, open_file, resolve
 
-__all__ = ["Report", "Stations", "bilinear", "from_mask", "from_stations", "observed", "random_points", "read_stations"]
-__all__ += ["scale"]
+__all__ = [
+    "Report",
+    "Stations",
+    "bilinear",
+    "from_mask",
+    "from_stations",
+    "observed",
+    "random_points",
+    "read_stations",
+    "scale",
+]
 
 _COLUMNS = {
     "time": ("time", "valid_time", "date", "datetime"),
@@ -36,9 +46,10 @@ _COLUMNS = {
 
 @dataclass(frozen=True, eq=False)
 class Stations:
-    """Point observations: UTC times (datetime64[ns]), degrees, physical values, standard deviations of their errors.
+    """Point observations: times in UTC (datetime64[ns]), places in degrees, values and error_std in physical units.
 
-    NaN in value or error_std means missing; variable "" means the only one there is.
+    error_std is the standard deviation of the error. NaN in value or error_std marks a missing one; the variable ""
+    stands for the only one of the data.
     """
 
     time: Shaped[np.ndarray, " n"]
@@ -51,7 +62,7 @@ class Stations:
 
 @dataclass(frozen=True)
 class Report:
-    """How many observations there were and are used, and why the others are not: (reason, count), each counted once."""
+    """The number of observations given and used, and (reason, number) for those left out, each counted once."""
 
     total: int
     used: int
@@ -63,11 +74,11 @@ class Report:
 
 
 def observed(observations: Observations) -> Bool[Tensor, "c h w"]:
-    """The grid points that an observation reads (with a weight above zero), for scores at and away from them."""
-    reads = observations.index[observations.weight > 0]
-    seen = torch.zeros(torch.Size(observations.shape).numel(), dtype=torch.bool)
-    seen[reads.cpu()] = True
-    return seen.reshape(observations.shape)
+    """The grid points that observations read with a weight above zero, for scores at and away from them."""
+    points = observations.index[observations.weight > 0]
+    mask = torch.zeros(torch.Size(observations.shape).numel(), dtype=torch.bool)
+    mask[points.cpu()] = True
+    return mask.reshape(observations.shape)
 
 
 def random_points(
@@ -77,10 +88,11 @@ def random_points(
     std: float | Float[np.ndarray, " c"],
     generator: np.random.Generator,
 ) -> Observations:
-    """Every channel of round(fraction n) of the n points valid in all channels, plus noise of standard deviation `std`.
+    """Observe all channels at round(fraction n) random points of the n that are valid in all channels.
 
-    With generators of one seed a smaller fraction's points and noise are the first of a larger one's. Raises ValueError
-    for a fraction outside 0..1 and when no point results.
+    Errors of standard deviation `std` are added. With generators of the same seed, the points and errors of a smaller
+    fraction are the first of those of a larger one. Raises ValueError for a fraction outside 0..1 and for one that
+    leaves no point.
     """
     points = np.flatnonzero(valid.all(0))
     count = round(fraction * points.size) if 0 <= fraction <= 1 else -1
@@ -96,7 +108,10 @@ def random_points(
 def from_mask(
     field: Float[np.ndarray, "c h w"], mask: Bool[np.ndarray, "*c h w"], std: float | Float[np.ndarray, " c"]
 ) -> Observations:
-    """The field's values wherever the mask, [C, H, W] or [H, W], is True; ValueError if nowhere, or if one is NaN."""
+    """Observe the field, without adding errors, wherever the mask, [C, H, W] or [H, W], is True.
+
+    Raises ValueError when that is nowhere, and when a value there is not finite.
+    """
     index = np.flatnonzero(np.broadcast_to(mask, field.shape))
     if not index.size:
         raise ValueError("empty observations: the mask is False everywhere")
@@ -108,6 +123,7 @@ def from_mask(
 
 
 def _points(value: np.ndarray, index: np.ndarray, std: np.ndarray, shape: tuple[int, ...]) -> Observations:
+    """Observations of single grid points, by their flat index in a state of this shape."""
     if not (np.isfinite(std) & (std > 0)).all():
         raise ValueError(f"the error's std must be positive and finite, got {np.unique(std)}")
     return Observations(
@@ -120,22 +136,14 @@ def _points(value: np.ndarray, index: np.ndarray, std: np.ndarray, shape: tuple[
 
 
 def read_stations(path: str | Path) -> Stations:
-    """Read columns time, latitude, longitude, value, error_std and perhaps variable from CSV, or from NetCDF or Zarr.
+    """Read the columns time, latitude, longitude, value, error_std and, if there, variable from CSV, NetCDF or Zarr.
 
-    Times are ISO 8601, UTC unless they say otherwise. Raises ValueError naming the column, and in CSV the line.
+    Times are ISO 8601, in UTC unless they say otherwise. Raises ValueError, naming the file and the column, and for CSV
+    the line.
     """
     path = Path(path)
     if path.suffix.lower() in (".nc", ".nc4", ".zarr"):
-        with open_file(path) as dataset:
-            column = _columns(path, [str(name) for name in dataset.variables])
-            data = [dataset[name].values for name in column.values()]
-        try:
-            time, *rest = (x.ravel() for x in np.broadcast_arrays(*data))
-            latitude, longitude, value, std = (x.astype(np.float64) for x in rest[:4])
-            names = tuple(rest[4].astype(str).tolist()) if len(rest) > 4 else ("",) * time.size
-            return Stations(time.astype("datetime64[ns]"), latitude, longitude, value, std, names)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {list(column.values())} must be numbers of one length ({error})") from error
+        return _read_arrays(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -145,38 +153,49 @@ def read_stations(path: str | Path) -> Stations:
         raise ValueError(f"{path}: cannot be read as a CSV table ({error}); check the path and the format") from error
     table = np.array([numbers for _, numbers, _ in rows], np.float64).reshape(-1, 4)
     return Stations(
-        np.array([time for time, _, _ in rows], "datetime64[ns]"),
-        table[:, 0],
-        table[:, 1],
-        table[:, 2],
-        table[:, 3],
-        tuple(name for _, _, name in rows),
+        time=np.array([time for time, _, _ in rows], "datetime64[ns]"),
+        latitude=table[:, 0],
+        longitude=table[:, 1],
+        value=table[:, 2],
+        error_std=table[:, 3],
+        variable=tuple(name for _, _, name in rows),
     )
 
 
+def _read_arrays(path: Path) -> Stations:
+    with open_file(path) as dataset:
+        column = _columns(path, [str(name) for name in dataset.variables])
+        arrays = [dataset[name].values for name in column.values()]
+    try:
+        values = {key: x.ravel() for key, x in zip(column, np.broadcast_arrays(*arrays), strict=True)}
+        count = values["time"].size
+        return Stations(
+            time=values["time"].astype("datetime64[ns]"),
+            latitude=values["latitude"].astype(np.float64),
+            longitude=values["longitude"].astype(np.float64),
+            value=values["value"].astype(np.float64),
+            error_std=values["error_std"].astype(np.float64),
+            variable=tuple(values["variable"].astype(str).tolist()) if "variable" in values else ("",) * count,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {list(column.values())} must be numbers of one length ({error})") from error
+
+
 def _columns(path: Path, header: Sequence[str]) -> dict[str, str]:
-    """The header's name for each of our columns."""
+    """The name in the header of each column that is read, by the name it has here."""
     column = {}
     for key, aliases in _COLUMNS.items():
-        found = [name for name in header if name.strip().lower() in aliases]
-        if len(found) > 1 or not (found or key == "variable"):
-            what = f"{found} could each be" if found else "there is no column for"
+        matches = [name for name in header if name.strip().lower() in aliases]
+        if len(matches) > 1 or not (matches or key == "variable"):
+            what = f"{matches} could each be" if matches else "there is no column for"
             raise ValueError(f"{path}: {what} {key} (known names {', '.join(aliases)}) in the header {list(header)}")
-        if found:
-            column[key] = found[0]
+        if matches:
+            column[key] = matches[0]
     return column
 
 
 def _row(row: Mapping[str, str], column: Mapping[str, str], place: str) -> tuple[np.datetime64, list[float], str]:
-    def number(key: str, missing: bool) -> float:
-        text = row[column[key]].strip()
-        if missing and text.lower() in ("", "nan", "na"):
-            return float("nan")
-        try:
-            return float(text)
-        except ValueError:
-            raise ValueError(f"{place}: {key} {text!r} is no number") from None
-
+    """Time in UTC, (latitude, longitude, value, error_std) and variable of a line; `place` names it in errors."""
     if None in row or None in row.values():
         raise ValueError(f"{place}: not as many cells as the header has columns")
     text = row[column["time"]].strip()
@@ -185,8 +204,19 @@ def _row(row: Mapping[str, str], column: Mapping[str, str], place: str) -> tuple
     except ValueError:
         raise ValueError(f"{place}: time {text!r} is not ISO 8601, such as 2019-03-01T06:00") from None
     utc = np.datetime64(when.astimezone(UTC).replace(tzinfo=None) if when.tzinfo else when, "ns")
-    numbers = [number(key, key in ("value", "error_std")) for key in ("latitude", "longitude", "value", "error_std")]
+    numbers = []
+    for key in ("latitude", "longitude", "value", "error_std"):
+        numbers.append(_number(row[column[key]].strip(), f"{place}: {key}", may_miss=key in ("value", "error_std")))
     return utc, numbers, row[column["variable"]].strip() if "variable" in column else ""
+
+
+def _number(text: str, place: str, may_miss: bool) -> float:
+    if may_miss and text.lower() in ("", "nan", "na"):
+        return float("nan")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{place} {text!r} is not a number") from None
 
 
 def bilinear(
@@ -198,7 +228,8 @@ def bilinear(
 ) -> tuple[Int64[np.ndarray, "n 4"], Int64[np.ndarray, "n 4"], Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Rows, columns and weights of the four grid points around each place, and which places lie inside the grid.
 
-    Degrees, places in any longitude convention; the grid as in `Fields` (north to south, longitude rising).
+    Places are in degrees, in any longitude convention; the grid is as in `Fields`, from north to south and eastward.
+    Raises ValueError for a grid without cells.
     """
     if min(latitude.size, longitude.size) < 2:
         raise ValueError(f"a grid of {latitude.size} x {longitude.size} points has no cells to interpolate in")
@@ -209,39 +240,45 @@ def bilinear(
     col, b, between = _cell(np.append(meridians, 360) if periodic else meridians, east)
     rows = np.stack([row, row, row + 1, row + 1], -1)
     cols = np.stack([col, col + 1, col, col + 1], -1) % longitude.size
-    return rows, cols, np.stack([(1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b], -1), inside & between
+    weights = np.stack([(1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b], -1)
+    return rows, cols, weights, inside & between
 
 
 def _cell(
     axis: Float64[np.ndarray, " k"], at: Float64[np.ndarray, " n"]
 ) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """The interval of a rising axis that holds each point, how far into it, and whether any does (ends included)."""
+    """For each point, the interval of an increasing axis that holds it, the fraction of it before the point, and
+    whether there is one. The ends of the axis are inside.
+    """
     cell = np.clip(np.searchsorted(axis, at, side="right") - 1, 0, axis.size - 2)
-    share = (at - axis[cell]) / (axis[cell + 1] - axis[cell])
-    return cell, np.clip(share, 0, 1), (share > -1e-9) & (share < 1 + 1e-9)
+    fraction = (at - axis[cell]) / (axis[cell + 1] - axis[cell])
+    return cell, np.clip(fraction, 0, 1), (fraction > -1e-9) & (fraction < 1 + 1e-9)
 
 
 def from_stations(
     stations: Stations, fields: Fields, when: np.datetime64, tolerance: np.timedelta64
 ) -> tuple[Observations, Report]:
-    """Stations within `tolerance` of `when`, bilinear on the grid of `fields`, in the units of the fields.
+    """Observe with the stations within `tolerance` of `when`, interpolated bilinearly on the grid of `fields`.
 
-    What cannot be used is left out and reported; raises ValueError, with the reasons, when nothing is left.
+    Values stay in the units of the fields. Observations that cannot be used are left out and reported. Raises
+    ValueError, with the reasons, when none is left.
     """
     _, channels, height, width = fields.values.shape
     known = {name: labels(name, also) for name, also in zip(fields.variables, fields.attributes, strict=True)}
     channel = np.array([_channel(name, known) for name in stations.variable], np.int64)
-    place = stations.latitude, stations.longitude
-    rows, cols, weight, inside = bilinear(fields.latitude, fields.longitude, fields.periodic, *place)
-    # Padding, and points of which the file never has a value, hold no state that an observation could be compared with.
+    rows, cols, weight, inside = bilinear(
+        fields.latitude, fields.longitude, fields.periodic, stations.latitude, stations.longitude
+    )
+    # Padding and points that never have a value in the file hold no state to compare an observation with.
     covered = np.asarray(fields.valid.any(0))[channel[:, None], rows, cols]
     inside &= (covered | (weight < 1e-9)).all(-1)
-    keep, dropped = np.ones(len(channel), bool), []
+    keep = np.ones(len(channel), bool)
+    dropped = []
     for reason, bad in {
         "without a finite value": ~np.isfinite(stations.value),
         "without a positive, finite error_std": ~(np.isfinite(stations.error_std) & (stations.error_std > 0)),
         f"not within {tolerance / np.timedelta64(1, 'h'):g} h of {when}": ~(np.abs(stations.time - when) <= tolerance),
-        f"of no single variable among {', '.join(fields.variables)}": channel < 0,
+        f"without a single matching variable among {', '.join(fields.variables)}": channel < 0,
         "outside the domain, or beside points without data": ~inside,
     }.items():
         if (keep & bad).any():
@@ -260,7 +297,7 @@ def from_stations(
 
 
 def _channel(name: str, known: Mapping[str, set[str]]) -> int:
-    """Channel of a station's variable, -1 when there is none or more than one."""
+    """The channel of a station's variable, or -1 when none or several match."""
     if not name:
         return 0 if len(known) == 1 else -1
     try:
@@ -270,15 +307,15 @@ def _channel(name: str, known: Mapping[str, set[str]]) -> int:
 
 
 def scale(observations: Observations, offset: Float[Tensor, "c h w"], std: Float[Tensor, " c"]) -> Observations:
-    """The same observations of z = (x - offset) / std, for a network that works on normalised fields.
+    """Turn observations of x into observations of the normalised state z = (x - offset) / std.
 
-    Raises ValueError when an observation mixes channels or a std is not positive.
+    Raises ValueError when an observation reads several channels or a std is not positive.
     """
     channels = observations.index // offset[0].numel()
     if not bool((channels == channels[:, :1]).all()):
         raise ValueError("an observation reads several channels, whose scales differ: observe one channel at a time")
     if not bool((torch.isfinite(std) & (std > 0)).all()):
         raise ValueError(f"every channel's std must be positive and finite, got {std.tolist()}")
-    unit = std.to(observations.value)[channels[:, 0]]
-    value = (observations.value - observations.apply(offset.to(observations.value))) / unit
-    return replace(observations, value=value, variance=observations.variance / unit**2)
+    std_of_each = std.to(observations.value)[channels[:, 0]]
+    value = (observations.value - observations.apply(offset.to(observations.value))) / std_of_each
+    return replace(observations, value=value, variance=observations.variance / std_of_each**2)

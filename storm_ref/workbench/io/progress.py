@@ -1,4 +1,4 @@
-"""How far long work is: told by whatever does it, shown on a terminal."""
+"""Progress of long work: reported by whatever does the work, shown as bars on a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,32 +8,33 @@ from rich.console import Console
 
 __all__ = ["Progress", "plain_console", "shown"]
 
-# What is being done, how much of it is done, how much there is, and a few words such as the loss.
+# Called with the name of the work, how much of it is done, how much there is, and a few words such as the loss.
 Progress = Callable[[str, int, int, str], None]
 
 
-def plain_console() -> Console:
-    """Paths and units are printed as they are: brackets are no markup."""
-    return Console(markup=False, highlight=False)
+def plain_console(speaks: bool = True) -> Console:
+    """A console that prints paths and units as they are, since brackets are not markup here; or one that is silent."""
+    return Console(markup=False, highlight=False, quiet=not speaks)
 
 
 @contextmanager
 def shown(console: Console, remaining: bool = False, lines: bool = False) -> Iterator[Progress]:
-    """A bar for each kind of work, on a terminal; elsewhere silence, or with `lines` one line when a kind is done.
+    """Show a bar for each kind of work on a terminal; elsewhere nothing, or with `lines` a line when a kind is done.
 
-    remaining: the time left, and a percentage, in place of the time taken and of how many there are.
+    remaining: show a percentage and the time left in place of counts and the time taken.
     """
-    text, note = bars.TextColumn("{task.description}"), bars.TextColumn("{task.fields[note]}")
+    text = bars.TextColumn("{task.description}")
+    note_column = bars.TextColumn("{task.fields[note]}")
     counts = (bars.MofNCompleteColumn(), bars.TimeElapsedColumn())
     left = (bars.TaskProgressColumn(), bars.TimeRemainingColumn(True, True))
-    columns = (text, bars.BarColumn(), *(left if remaining else counts), note)
+    columns = (text, bars.BarColumn(), *(left if remaining else counts), note_column)
     with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        known: dict[str, bars.TaskID] = {}
+        tasks: dict[str, bars.TaskID] = {}
 
         def advance(label: str, done: int, total: int, note: str) -> None:
-            if label not in known:
-                known[label] = bar.add_task(label, total=total, note=note)
-            bar.update(known[label], completed=done, note=note)
+            if label not in tasks:
+                tasks[label] = bar.add_task(label, total=total, note=note)
+            bar.update(tasks[label], completed=done, note=note)
             if lines and done == total and not console.is_terminal:
                 console.print(f"{label}: done {note}".rstrip())
 
