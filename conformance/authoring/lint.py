@@ -14,9 +14,10 @@ from conformance.cases import all_recipes
 from conformance.judging.case import Case, Recipe
 from conformance.judging.law import Law
 from conformance.judging.runner import Subject, everything
-from conformance.judging.vectors import FOLDER, load_cases, manifest, write_aside
+from conformance.judging.vectors import FOLDER, load_cases, manifest
 from conformance.laws import all_laws, count_by_profile
 from conformance.protocol.operations import OPERATIONS, PROFILES
+from conformance.protocol.safe_files import write_atomically
 
 __all__ = ["TABLE", "VECTOR_BYTES", "lint", "problems", "write_table"]
 
@@ -109,4 +110,4 @@ def write_table(run: Mapping[str, Any], subjects: Sequence[Subject]) -> None:
         for name, caught in run["requirements"].items()
     }
     text = f"{OPENING}\n{table(requirements(), coverage(subjects), kills)}\n"
-    write_aside(TABLE, text.encode())
+    write_atomically(TABLE, text.encode())

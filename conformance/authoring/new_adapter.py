@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from conformance import SPEC, WIRE
-from conformance.judging.vectors import write_aside
+from conformance.protocol.safe_files import write_atomically
 
 __all__ = ["MENDED", "WRONG", "new_adapter"]
 
@@ -144,7 +144,7 @@ def new_adapter(kind: str, folder: Path) -> int:
     path = folder / name
     if path.exists() or path.is_symlink():
         raise ValueError(f"{path} is there already; give another folder")
-    write_aside(path, text.encode())
+    write_atomically(path, text.encode())
     print(
         f"{path}: gate is right, schedule has a wrong line, marked; the other operations are unsupported.\n"
         f"Judge it:\n\n  {_command(kind, path)}\n\n"

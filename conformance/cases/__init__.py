@@ -6,13 +6,9 @@ judging reads the frozen vectors and imports neither.
 
 import importlib
 
-import numpy as np
-
-from conformance.adapter import Array
 from conformance.judging.case import Recipe
-from conformance.protocol.operations import round_to
 
-__all__ = ["CHAPTERS", "all_recipes", "chapter_recipes", "draw"]
+__all__ = ["CHAPTERS", "all_recipes", "chapter_recipes"]
 
 CHAPTERS = (
     "tokenisation", "memory", "attention", "denoiser", "tiling", "edm", "guidance", "assimilation", "verification",
@@ -29,8 +25,3 @@ def chapter_recipes(chapter: str) -> list[Recipe]:
 def all_recipes() -> dict[str, list[Recipe]]:
     """Every recipe, by chapter."""
     return {name: chapter_recipes(name) for name in CHAPTERS}
-
-
-def draw(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
-    """Standard normal numbers times `scale`, rounded to bfloat16: one set of inputs for every dtype."""
-    return round_to(scale * rng.standard_normal(shape), "bfloat16")

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.cases import draw
+from conformance.protocol.operations import round_to
 
 __all__ = [
     "block_shapes",
     "compress_inputs",
     "config",
     "copying_weights",
+    "draw",
     "network_inputs",
     "past_inputs",
     "scaled",
@@ -26,6 +27,11 @@ __all__ = [
 ]
 
 Config = Mapping[str, Any]
+
+
+def draw(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
+    """Standard normal numbers times `scale`, rounded to bfloat16 so that one set of inputs serves every dtype."""
+    return round_to(scale * rng.standard_normal(shape), "bfloat16")
 
 
 def config(**changes: Any) -> dict[str, Any]:

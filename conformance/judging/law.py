@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
 from conformance.adapter import Array, PortFault
+from conformance.judging.inputs import draw
 from conformance.ports.checked import Fault, Missing, Port
 from conformance.protocol.operations import OPERATIONS, PROFILES
 
@@ -74,8 +75,6 @@ class Law:
 
 def arrays(*shape: int, scale: float = 1.0) -> st.SearchStrategy[Array]:
     """Standard normal arrays times `scale`, rounded to bfloat16 so that they serve every dtype."""
-    from conformance.cases import draw
-
     return st.integers(0, 2**32 - 1).map(lambda seed: draw(np.random.default_rng(seed), *shape, scale=scale))
 
 

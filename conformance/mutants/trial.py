@@ -33,11 +33,12 @@ from conformance.adapter import Adapter, describe
 from conformance.judging.case import Case
 from conformance.judging.law import Law
 from conformance.judging.runner import FAILED, judge, judge_law
-from conformance.judging.vectors import FOLDER, load_cases, manifest, write_aside
+from conformance.judging.vectors import FOLDER, load_cases, manifest
 from conformance.mutants import MUTANTS, Mutant, adapter_of
 from conformance.mutants.honest import HONEST, honest_adapter
 from conformance.mutants.mutant import Patch, Place, Traced, codes, in_ranks, place
 from conformance.ports.checked import Port
+from conformance.protocol.safe_files import write_atomically
 
 __all__ = ["Finding", "reach", "subjects", "summary", "trial", "try_port"]
 
@@ -305,7 +306,7 @@ def trial(args: argparse.Namespace) -> int:
 
         _run(_tasks(mutants, honest, dtypes, found), folder, jobs, done)
     data = summary(mutants, findings, found) | {"explain": naming(findings, folder, jobs)}
-    write_aside(args.out / "mutants.json", (json.dumps(data, indent=1) + "\n").encode())
+    write_atomically(args.out / "mutants.json", (json.dumps(data, indent=1) + "\n").encode())
     _print(data, mutants, Console())
     open_survivors = [s for s in data["survivors"] if not s["equivalent"]]
     return 1 if open_survivors or data["false_alarms"] else 0

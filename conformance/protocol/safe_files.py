@@ -1,6 +1,7 @@
-"""Files and lines that a port wrote: read with limits, never followed out of their folder, checked before use.
+"""Files and lines that a port wrote are read with limits, never followed out of their folder, and checked before use.
 
-Whatever is wrong with them is a PortFault of kind `protocol` whose message says what.
+Whatever is wrong with them is a PortFault of kind `protocol` whose message names it. The suite's own files are replaced
+atomically.
 """
 
 import errno
@@ -16,7 +17,7 @@ from safetensors.numpy import load, save
 
 from conformance.adapter import Array, PortFault
 
-__all__ = ["FILE_LIMIT", "LINE_LIMIT", "file_to_arrays", "parse_object", "read_file", "safetensors_bytes"]
+__all__ = ["FILE_LIMIT", "LINE_LIMIT", "file_to_arrays", "parse_object", "read_file", "safetensors_bytes", "write_atomically"]
 
 FILE_LIMIT = 256 * 2**20  # bytes; the largest output of the suite has some 100 KiB
 HEADER_LIMIT = 2**20
@@ -54,6 +55,20 @@ def _read(file: int, size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, making its folder if there is none: a reader sees the old contents or the new.
+
+    The temporary file is this process's own, so that two processes that write one file do not mix their contents.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def safetensors_bytes(arrays: Mapping[str, Array]) -> bytes:

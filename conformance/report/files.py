@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from conformance.judging.result import read_result
-from conformance.judging.vectors import write_aside
+from conformance.protocol.safe_files import write_atomically
 from conformance.report.html import report_html
 from conformance.report.junit import junit
 from conformance.report.markdown import markdown
@@ -23,9 +23,9 @@ def write_reports(data: dict[str, Any], folder: Path) -> Path:
         from conformance.report.pictures import illustrations
 
         pictures = illustrations()
-    write_aside(folder / "junit.xml", junit(data).encode())
-    write_aside(folder / "report.md", markdown(data).encode())
-    write_aside(folder / "report.html", report_html(data, pictures).encode())
+    write_atomically(folder / "junit.xml", junit(data).encode())
+    write_atomically(folder / "report.md", markdown(data).encode())
+    write_atomically(folder / "report.html", report_html(data, pictures).encode())
     return folder / "report.html"
 
 
