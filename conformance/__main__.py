@@ -22,7 +22,7 @@ OUT = Path("build/conformance")
 COMMANDS = {
     "run": "conformance.commands.judge:run",
     "smoke": "conformance.commands.judge:run",
-    "explain": "conformance.commands.judge:explain_subject",
+    "explain": "conformance.commands.explain:explain_subject",
     "export": "conformance.commands.folder:export",
     "answer": "conformance.commands.folder:answer",
     "check": "conformance.commands.folder:check",

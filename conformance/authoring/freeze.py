@@ -1,13 +1,14 @@
 """`python -m conformance generate`: freeze the recipes into vectors, running the reference in float64, [NUM-8].
 
 A case whose recipe asks for the same as the stored case keeps its stored values and limits. What a recipe computes with
-NumPy or PyTorch differs in the last bits from one processor to the next, so "the same" allows such differences; drawn
+NumPy or PyTorch differs in the last bits from one processor to the next, and such a difference is no change; drawn
 inputs, and expected values that come from exact or 50-digit arithmetic, must be equal.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
 import zlib
@@ -27,7 +28,7 @@ from conformance.adapter import Adapter, Array, Arrays, Params, load_adapter
 from conformance.authoring.montecarlo import monte_carlo
 from conformance.cases import all_recipes, chapter_recipes
 from conformance.judging.case import Case, Chain, Recipe
-from conformance.judging.tolerance import Either, Exact, MonteCarlo, Tolerance, Ulp, to_json
+from conformance.judging.tolerance import Bound, Either, Exact, MonteCarlo, Tolerance, Ulp, to_json
 from conformance.judging.vectors import FOLDER, PARTS, VectorError, load_cases
 from conformance.laws import count_by_profile
 from conformance.protocol.operations import DTYPES, LEVEL, OPERATIONS, PROFILES, round_to, to_dtype
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 REFERENCE = "conformance.adapters.reference:serial"  # what many ranks must return is frozen from one process
-ROUNDING = 2.0**-44  # relative to the largest value: more than processors differ by, less than any change that is meant
+ROUNDING = 2.0**-40  # relative to the largest value: more than processors differ by, less than any change that is meant
 
 
 # One recipe
@@ -177,6 +178,9 @@ def _same_judge(recipe: Recipe, case: Case) -> bool:
         return False
     if isinstance(recipe.judge, Chain):
         return isinstance(tolerance, MonteCarlo) and tolerance.why == recipe.judge.why
+    if isinstance(recipe.judge, Bound) and isinstance(tolerance, Bound):
+        alike = tolerance.why == recipe.judge.why and tolerance.scale == recipe.judge.scale
+        return alike and math.isclose(tolerance.k, recipe.judge.k, rel_tol=ROUNDING)
     return tolerance == recipe.judge
 
 

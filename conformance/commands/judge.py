@@ -1,4 +1,4 @@
-"""The commands that run cases and laws on a port: run, smoke, explain; and list, which shows what there is to run."""
+"""The commands that judge a port, run and smoke, and list, which shows the cases and laws there are."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from conformance.adapter import BUNDLED, Adapter, describe, load_adapter
-from conformance.explain.command import explain
 from conformance.judging.result import result, write_result
 from conformance.judging.runner import Run, Subject, everything, run_suite, select
 from conformance.judging.vectors import load_cases, manifest
@@ -19,10 +18,10 @@ from conformance.protocol.operations import PROFILES
 from conformance.report import print_report
 from conformance.report.files import write_reports
 
-__all__ = ["explain_subject", "list_subjects", "profile_counts", "report_run", "run"]
+__all__ = ["chosen_adapter", "list_subjects", "profile_counts", "report_run", "run"]
 
 
-def _chosen_adapter(args: argparse.Namespace) -> Adapter:
+def chosen_adapter(args: argparse.Namespace) -> Adapter:
     """The port of the command line. One of the user's own runs in a process of its own unless told otherwise."""
     if args.cmd is not None:
         return WireAdapter(command_words(args.cmd), args.timeout)
@@ -49,7 +48,7 @@ def report_run(run: Run, out: Path, port: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`python -m conformance run` and `smoke`: judge a port and write the reports. Returns the exit code."""
-    adapter = _chosen_adapter(args)
+    adapter = chosen_adapter(args)
     try:
         info = describe(adapter)
         asked = ["smoke"] if args.command == "smoke" else args.profile or []
@@ -86,11 +85,6 @@ def _progress_bar(total: int) -> Iterator[Callable[[Subject], None]]:
             bar.update(task, advance=1, description=subject.chapter.ljust(12))
 
         yield advance
-
-
-def explain_subject(args: argparse.Namespace) -> int:
-    """`python -m conformance explain CASE`. Returns the exit code."""
-    return explain(args.case, _chosen_adapter(args), args)
 
 
 def list_subjects(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from conformance.adapter import Array
 from conformance.protocol.operations import round_to
 
 __all__ = [
+    "bilinear_observations",
     "block_shapes",
     "compress_inputs",
     "config",
@@ -181,3 +182,18 @@ def scaled(inputs: Mapping[str, Array], **factors: float) -> dict[str, Array]:
             raise ValueError(f"no weight's name ends with {ending}")
         products |= {name: factor * products[name] for name in names}
     return products
+
+
+def bilinear_observations(cols: int, *places: tuple[int, int, int], error: float = 0.3) -> dict[str, Array]:
+    """Observations at places (channel, row, column), each interpolated from the four points south-east of it.
+
+    Fields have 4 rows and `cols` columns; index and weight [n, 4], value and variance [n].
+    """
+    corner = np.array([(channel * 4 + row) * cols + col for channel, row, col in places])
+    n = len(places)
+    return {
+        "index": corner[:, None] + np.array([0, 1, cols, cols + 1]),
+        "weight": np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]])[np.arange(n) % 3],
+        "value": np.array([1.5, -2.0, 0.75, 3.0])[:n],
+        "variance": error * np.array([1.0, 0.5, 2.0, 1.0])[:n],
+    }
