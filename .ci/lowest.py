@@ -9,5 +9,8 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-wanted = [*project["dependencies"], *(line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra])]
+wanted = [
+    *project["dependencies"],
+    *(line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra]),
+]
 print("\n".join(re.sub(r">=", "==", line) for line in wanted if not line.startswith("storm-ref")))

@@ -23,7 +23,7 @@ from conformance.judging.tolerance import Exact
 from conformance.ports import serve as host
 from conformance.ports.checked import Port
 from conformance.ports.process import PREFIX, STDERR_KEPT
-from conformance.ports.wire import WireAdapter, command_words, host_words, plain_json
+from conformance.ports.wire import WireAdapter, command_words, plain_json, serve_words
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(__file__).parent / "ports" / "bad_port.py"
@@ -143,9 +143,9 @@ def test_run_ignores_chatter(port: Port, trick: str) -> None:
     outcome = judge(port, case(trick))
     assert outcome.verdict == "pass", outcome.detail
     assert isinstance(port.adapter, WireAdapter)
-    child = port.adapter._child
-    assert child is not None
-    assert len(child._line) <= len(PREFIX) and len(child._errors) <= STDERR_KEPT, "what is kept has limits"
+    process = port.adapter._process
+    assert process is not None
+    assert len(process._line) <= len(PREFIX) and len(process._errors) <= STDERR_KEPT, "what is kept has limits"
 
 
 def test_run_unsupported(port: Port) -> None:
@@ -226,8 +226,8 @@ def test_run_does_not_follow_a_swapped_folder(tmp_path: Path) -> None:
     (tmp_path / "keep").write_text("mine")
     adapter = WireAdapter(words("", tmp_path / "notes"), LONG)
     port = Port(adapter, describe(adapter))
-    assert adapter._child is not None
-    folder = Path(adapter._child.folder)
+    assert adapter._process is not None
+    folder = Path(adapter._process.folder)
     assert "wrote no" in judge(port, case("swap folder")).detail
     assert (tmp_path / "keep").read_text() == "mine"
     assert judge(port, case()).verdict == "pass"
@@ -241,8 +241,8 @@ def test_run_does_not_follow_a_swapped_folder(tmp_path: Path) -> None:
 def test_close_ends_the_port_and_its_folder() -> None:
     adapter = WireAdapter(words(), LONG)
     describe(adapter)
-    assert adapter._child is not None
-    number, folder = adapter._child.process.pid, adapter._child.folder
+    assert adapter._process is not None
+    number, folder = adapter._process.process.pid, adapter._process.folder
     assert os.path.isdir(folder) and alive(number)
     adapter.close()
     assert not os.path.exists(folder) and not alive(number)
@@ -288,7 +288,7 @@ def test_describe_invalid_start(start: str) -> None:
     adapter = WireAdapter(words(start), LONG)
     with pytest.raises(AdapterError, match=STARTS[start]):
         describe(adapter)
-    assert adapter._child is None
+    assert adapter._process is None
 
 
 def test_describe_invalid_hang() -> None:
@@ -398,7 +398,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireAdapter]:
     (folder / "echo_port.py").write_text(ECHO)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(folder)
-    adapter = WireAdapter(host_words("echo_port:Echo"), LONG)
+    adapter = WireAdapter(serve_words("echo_port:Echo"), LONG)
     yield adapter
     adapter.close()
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
@@ -470,7 +470,7 @@ def test_host_passes_on(echo: WireAdapter, how: str, kind: type[Exception], mess
 )
 def test_host_invalid_adapter(name: str, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
-        describe(WireAdapter(host_words(name), LONG))
+        describe(WireAdapter(serve_words(name), LONG))
 
 
 def test_host_invalid_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -490,8 +490,8 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     seen: Traffic = []
     ask = WireAdapter._ask
 
-    def record(self: WireAdapter, child: Any, request: Any, seconds: float) -> dict[str, Any]:
-        answer = ask(self, child, request, seconds)
+    def record(self: WireAdapter, process: Any, request: Any, seconds: float) -> dict[str, Any]:
+        answer = ask(self, process, request, seconds)
         seen.append(({"id": self._id} | dict(request), answer))
         return answer
 

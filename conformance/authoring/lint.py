@@ -3,6 +3,7 @@
 `--table FILE` takes the mutants.json of a full `python -m conformance mutants` and writes TRACEABILITY.md from it.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from conformance.laws import all_laws, count_by_profile
 from conformance.protocol.atomic import write_atomically
 from conformance.protocol.operations import OPERATIONS, PROFILES
 
-__all__ = ["TABLE", "VECTOR_BYTES", "lint", "problems", "write_table"]
+__all__ = ["TABLE", "VECTOR_BYTES", "command", "lint", "problems", "write_table"]
 
 TABLE = Path(__file__).parents[1] / "TRACEABILITY.md"
 VECTOR_BYTES = 5_000_000
@@ -111,3 +112,8 @@ def write_table(run: Mapping[str, Any], subjects: Sequence[Subject]) -> None:
     }
     text = f"{OPENING}\n{table(requirements(), coverage(subjects), kills)}\n"
     write_atomically(TABLE, text.encode())
+
+
+def command(args: argparse.Namespace) -> int:
+    """`python -m conformance lint`. Returns the exit code."""
+    return lint(args.table)

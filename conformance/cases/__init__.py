@@ -1,36 +1,37 @@
-"""The recipes of cases, one module a chapter, with the stems of spec/ and storm_ref/.
+"""The recipes of the cases, one module a chapter with the stems of spec/ and storm_ref/; each has `recipes()`.
 
-A module has `recipes()`. Expected values that are not given there come from the reference when vectors are frozen;
-judging reads the frozen vectors and imports neither.
+Expected values that are not given there come from the reference when vectors are frozen. Judging reads the frozen
+vectors and imports neither recipes nor reference.
 """
 
 import importlib
 
-import numpy as np
-
-from conformance.adapter import Array
 from conformance.judging.case import Recipe
-from conformance.protocol.operations import round_to
 
-__all__ = ["CHAPTERS", "all_recipes", "chapter_recipes", "draw"]
+__all__ = ["CHAPTERS", "all_recipes", "chapter_recipes"]
 
 CHAPTERS = (
-    "tokenisation", "memory", "attention", "denoiser", "tiling", "edm", "guidance", "assimilation", "verification",
-    "parallel", "numerics", "cost",
-)  # fmt: skip
+    "tokenisation",
+    "memory",
+    "attention",
+    "denoiser",
+    "tiling",
+    "edm",
+    "guidance",
+    "assimilation",
+    "verification",
+    "parallel",
+    "numerics",
+    "cost",
+)
 
 
 def chapter_recipes(chapter: str) -> list[Recipe]:
-    """The recipes of one chapter."""
-    found: list[Recipe] = importlib.import_module(f"conformance.cases.{chapter}").recipes()
-    return found
+    """Make the recipes of one chapter."""
+    recipes: list[Recipe] = importlib.import_module(f"conformance.cases.{chapter}").recipes()
+    return recipes
 
 
 def all_recipes() -> dict[str, list[Recipe]]:
-    """Every recipe, by chapter."""
+    """Make every recipe, by chapter."""
     return {name: chapter_recipes(name) for name in CHAPTERS}
-
-
-def draw(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
-    """Standard normal numbers times `scale`, rounded to bfloat16: one set of inputs for every dtype."""
-    return round_to(scale * rng.standard_normal(shape), "bfloat16")

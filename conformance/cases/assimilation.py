@@ -23,11 +23,11 @@ from conformance.cases.guidance import (
     guided,
     inverse,
     network_problem,
-    points,
     problem,
     refused_inputs,
 )  # fmt: skip
 from conformance.judging.case import Chain, Recipe
+from conformance.judging.inputs import bilinear_observations
 from conformance.judging.tolerance import Bound, MustReject
 
 __all__ = ["recipes"]
@@ -476,7 +476,7 @@ def _analyses() -> list[Recipe]:
     free, tiles = _analysis(860)
     noisy, churned = _analysis(861, noises=True)
     small, whole = _analysis(862, 4)
-    seam = points(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
+    seam = bilinear_observations(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
     return [
         _analysis_case(
             "forecast", free, tiles, "tiles are sampled one by one, and blended at the end or once a step",
@@ -492,7 +492,7 @@ def _analyses() -> list[Recipe]:
             ("DA-1", "DA-3", "EDM-6", "EDM-8", "TILE-7"), "guidance", "rng",
         ),
         _analysis_case(
-            "whole", small | points(4, (0, 0, 1)), whole | METHODS["pigdm"] | {"sigma_data": 0.75},
+            "whole", small | bilinear_observations(4, (0, 0, 1)), whole | METHODS["pigdm"] | {"sigma_data": 0.75},
             "one tile is not the untiled denoiser, or the history of another member is used",
             ("DA-1", "DA-4", "GUIDE-3", "TILE-8"), "guidance",
         ),

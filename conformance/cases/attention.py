@@ -11,9 +11,8 @@ import mpmath
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.cases import draw
 from conformance.judging.case import Chain, Recipe
-from conformance.judging.inputs import block_shapes, scaled, weights
+from conformance.judging.inputs import block_shapes, draw, scaled, weights
 from conformance.judging.tolerance import Bound, Exact, MustReject
 
 __all__ = ["gate", "recipes", "visible"]

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.cases import draw
 from conformance.judging.case import Chain, Recipe
-from conformance.judging.inputs import config, network_inputs, scaled, shapes, weights
+from conformance.judging.inputs import config, draw, network_inputs, scaled, shapes, weights
 from conformance.judging.tolerance import Exact, MustReject, Ulp
 
 __all__ = ["count", "network_recipe", "recipes", "skip_recipe"]

@@ -14,11 +14,11 @@ from mpmath import mp, mpf
 from conformance.adapter import Array, Arrays, Params
 from conformance.cases.edm import covariance
 from conformance.judging.case import Chain, Judge, Recipe
-from conformance.judging.inputs import config, network_inputs
+from conformance.judging.inputs import bilinear_observations, config, network_inputs
 from conformance.judging.tolerance import Bound, MustReject
 
 __all__ = [
-    "METHODS", "denoised", "digits", "floats", "guided", "inverse", "network_problem", "observe", "points", "problem",
+    "METHODS", "denoised", "digits", "floats", "guided", "inverse", "network_problem", "observe", "problem",
     "recipes", "seen_by",
 ]  # fmt: skip
 
@@ -351,18 +351,6 @@ def network_problem(
     return inputs, {"config": c, "chunk": 1, "periodic": False, "together": 2} | axes
 
 
-def points(cols: int, *bilinear: tuple[int, int, int], error: float = 0.3) -> dict[str, Array]:
-    """Bilinear observations of (channel, row, column), each of the four points south-east of it."""
-    corner = np.array([(channel * 4 + row) * cols + col for channel, row, col in bilinear])
-    n = len(bilinear)
-    return {
-        "index": corner[:, None] + np.array([0, 1, cols, cols + 1]),
-        "weight": np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]])[np.arange(n) % 3],
-        "value": np.array([1.5, -2.0, 0.75, 3.0])[:n],
-        "variance": error * np.array([1.0, 0.5, 2.0, 1.0])[:n],
-    }
-
-
 def _network_case(
     name: str, inputs: Arrays, params: Params, meaning: str, *requirements: str,
     profiles: tuple[str, ...] = ("guidance",), dtype: str | None = None, targets: tuple[str, ...] = (),
@@ -383,10 +371,10 @@ def _network_case(
 
 def _networks() -> list[Recipe]:
     inputs, params = network_problem(750)
-    three = points(4, (0, 0, 0), (1, 2, 1), (0, 0, 0))
+    three = bilinear_observations(4, (0, 0, 0), (1, 2, 1), (0, 0, 0))
     three["index"][2] = three["index"][2][::-1]  # reads one point, which the first reads too
     wide, tiles = network_problem(751, cols=8)
-    seam = points(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
+    seam = bilinear_observations(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
     fine, narrow = network_problem(752, sigma=(0.004, 0.03))
     nothing = {name: value[:0] for name, value in three.items()}
     transposed = "J stands for J^T: a network's derivative is not symmetric"
@@ -402,7 +390,7 @@ def _networks() -> list[Recipe]:
         ),
         _network_case("sda", inputs | three, params | METHODS["sda"], transposed, "GUIDE-1", "GUIDE-4"),
         _network_case(
-            "mmps-one", inputs | points(4, (1, 1, 2)), params | METHODS["mmps"] | {"steps": 1},
+            "mmps-one", inputs | bilinear_observations(4, (1, 1, 2)), params | METHODS["mmps"] | {"steps": 1},
             "one observation is one number to divide by, R + sigma^2 h J h^T", "GUIDE-1", "GUIDE-5",
         ),
         _network_case(
@@ -420,7 +408,7 @@ def _networks() -> list[Recipe]:
             "without observations the guided mean is not the denoiser", "GUIDE-10",
         ),
         _network_case(
-            "narrow", fine | points(4, (0, 1, 0), (1, 2, 2), error=1e-3), narrow | METHODS["pigdm"],
+            "narrow", fine | bilinear_observations(4, (0, 1, 0), (1, 2, 2), error=1e-3), narrow | METHODS["pigdm"],
             "guidance's algebra is in the network's dtype", "NUM-9", "GUIDE-1", profiles=("lowprec",), dtype="float32",
         ),
     ]  # fmt: skip
@@ -428,7 +416,7 @@ def _networks() -> list[Recipe]:
 
 def _network_refusals() -> list[Recipe]:
     inputs, params = network_problem(760, sigma=(1.0,))
-    valid, settings = inputs | points(4, (0, 0, 0), (1, 2, 2)), params | METHODS["dps"]
+    valid, settings = inputs | bilinear_observations(4, (0, 0, 0), (1, 2, 2)), params | METHODS["dps"]
 
     def changed(name: str, value: float) -> dict[str, Array]:
         found = valid[name].copy()

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.cases import draw
 from conformance.cases.tokenisation import age_code, position_code
 from conformance.judging.case import Chain, Judge, Recipe
-from conformance.judging.inputs import compress_inputs, config, copying_weights, past_inputs, scaled
+from conformance.judging.inputs import compress_inputs, config, copying_weights, draw, past_inputs, scaled
 from conformance.judging.tolerance import Bound, MustReject
 
 __all__ = ["code_recipe", "recipes"]

@@ -10,12 +10,20 @@ reference's float64 result, with limits from the reference in the case's own dty
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.cases import draw
 from conformance.cases.attention import gate
 from conformance.cases.denoiser import network_recipe, skip_recipe
 from conformance.cases.memory import code_recipe
 from conformance.judging.case import Chain, Recipe
-from conformance.judging.inputs import compress_inputs, config, copying_weights, past_inputs, scaled, shapes, weights
+from conformance.judging.inputs import (
+    compress_inputs,
+    config,
+    copying_weights,
+    draw,
+    past_inputs,
+    scaled,
+    shapes,
+    weights,
+)
 from conformance.judging.tolerance import Bound
 
 __all__ = ["recipes"]

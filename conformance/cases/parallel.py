@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from conformance.adapter import Array, Arrays
-from conformance.cases.guidance import points
 from conformance.cases.tiling import axis, geometry, weights
 from conformance.judging.case import Chain, Judge, Recipe
-from conformance.judging.inputs import config, network_inputs
+from conformance.judging.inputs import bilinear_observations, config, network_inputs
 from conformance.judging.tolerance import Bound, Exact, MustReject
 
 __all__ = ["extents_of", "mesh", "meshes", "owners", "recipes", "share"]
@@ -334,7 +333,7 @@ def _drawing(
     return known, params | {"method": None, "churn": {"s_churn": churn} if churn else {}}
 
 
-SEEN = points(12, (0, 1, 3), (0, 0, 7), (0, 2, 9))  # astride seams of CIRCLE
+SEEN = bilinear_observations(12, (0, 1, 3), (0, 0, 7), (0, 2, 9))  # astride seams of CIRCLE
 
 
 def _forecast() -> Problem:

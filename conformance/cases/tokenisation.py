@@ -11,9 +11,8 @@ import mpmath
 import numpy as np
 
 from conformance.adapter import Array
-from conformance.cases import draw
 from conformance.judging.case import Chain, Recipe
-from conformance.judging.inputs import config, past_inputs, shapes, state_inputs, weights
+from conformance.judging.inputs import config, draw, past_inputs, shapes, state_inputs, weights
 from conformance.judging.tolerance import Bound, Exact, MustReject
 
 __all__ = ["age_code", "position_code", "recipes"]

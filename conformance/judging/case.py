@@ -1,7 +1,8 @@
-"""A case: one operation on stated inputs, what must come out, how near, and what a failure means.
+"""Cases: one operation on stated inputs, the values that must come out, how near, and what a failure means.
 
-A *recipe* is a case before it is frozen: the same without expected values and limits that come from the reference.
-`cases/<chapter>.py` holds recipes; `vectors.py` freezes them and reads them back as cases. Judging needs no reference.
+A *recipe* is a case before it is frozen: the same without the expected values and limits that come from the reference.
+The recipes are in `conformance/cases/<chapter>.py`. `conformance/authoring/freeze.py` makes cases of them, and
+`conformance/judging/vectors.py` reads these back; judging needs no reference.
 """
 
 import re
@@ -18,7 +19,10 @@ __all__ = ["Case", "Chain", "Judge", "Recipe"]
 
 @dataclass(frozen=True)
 class Chain:
-    """To be frozen as a Monte-Carlo bound: `why` says which chain of operations it is."""
+    """A chain of operations, to be judged by a Monte-Carlo bound that is measured when the case is frozen.
+
+    why: the operations of the chain, in words.
+    """
 
     why: str
 
@@ -29,13 +33,15 @@ Judge = Exact | Ulp | Bound | Chain | MustReject
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to run and how it is judged. Raises ValueError when the parts contradict one another.
+    """An operation with its inputs, and how the result is judged. Raises ValueError when the parts contradict.
 
     expected: values from elsewhere than the reference (integers, fractions, 50 digits, a closed form); where there are
-    none the reference's float64 result is frozen, [NUM-8]. A case that must be rejected has a valid `neighbour`, inputs
-    and params that differ in the offence alone: a port that refuses those too refuses for another reason, or refuses
-    everything, and does not pass. Narrow inputs must be representable in bfloat16, so that one expected value serves
-    every dtype: make them with `cases.draw`.
+    none the reference's float64 result is frozen, [NUM-8].
+    valid_counterpart: inputs and params that differ from those of a case that must be rejected in the offence alone. A
+    port that refuses these too refuses for another reason, or refuses everything, and does not pass.
+
+    Narrow inputs must be representable in bfloat16, so that one expected value serves every dtype: make them with
+    `conformance.judging.inputs.draw`.
     """
 
     id: str  # chapter/name
@@ -55,8 +61,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z]+/[a-z0-9-]+", self.id):
             raise ValueError(f"a case id is chapter/name in lower case, got {self.id!r}")
-        wrong = [r for r in self.requirements if not re.fullmatch(r"[A-Z]+-\d+", r)]
-        if wrong or not self.requirements:
+        malformed = [name for name in self.requirements if not re.fullmatch(r"[A-Z]+-\d+", name)]
+        if malformed or not self.requirements:
             raise ValueError(f"{self.id}: requirements are ids such as EDM-5, at least one, got {self.requirements}")
         if self.op not in OPERATIONS:
             raise ValueError(f"{self.id}: there is no operation {self.op!r}")
@@ -66,7 +72,9 @@ class Recipe:
             raise ValueError(f"{self.id}: the dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
         rejects = isinstance(self.judge, MustReject)
         if rejects == (self.valid_counterpart is None) or (rejects and (self.expected is not None or self.or_refused)):
-            raise ValueError(f"{self.id}: a case either expects values, or must be rejected and has a valid neighbour")
+            raise ValueError(
+                f"{self.id}: a case either expects values, or must be rejected and has a valid counterpart"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,13 +101,15 @@ class Case:
 
     @property
     def public(self) -> bool:
-        """Whether it counts for a profile."""
+        """True when the case counts for a profile."""
         return OPERATIONS[self.op].public
 
     @property
     def rejects(self) -> bool:
+        """True when the inputs must be refused."""
         return isinstance(self.tolerance, MustReject)
 
     @property
     def may_refuse(self) -> bool:
+        """True when the specification allows a refusal as well as the right values."""
         return isinstance(self.tolerance, Either)

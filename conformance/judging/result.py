@@ -1,4 +1,4 @@
-"""result.json: all that a run found, the one source of every report. Its form is schemas/result.schema.json."""
+"""result.json holds the outcome of a run, and every report is made from it. Its form is schemas/result.schema.json."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from conformance.judging.law import Law
 from conformance.judging.runner import Outcome, Run, exit_code
 from conformance.judging.tolerance import MustReject
 from conformance.protocol.atomic import write_atomically
-from conformance.protocol.operations import OPERATIONS
+from conformance.protocol.operations import LEVEL, OPERATIONS
 
 __all__ = ["read_result", "result", "write_result"]
 
@@ -37,7 +37,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     entry = {
         "id": subject.id,
         "op": subject.op,
-        "level": "coarse" if subject.public else "fine",
+        "level": LEVEL[subject.public],
         "profiles": list(subject.profiles),
         "requirements": list(subject.requirements),
         "dtype": outcome.dtype,
@@ -55,7 +55,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
 
 
 def result(run: Run) -> dict[str, Any]:
-    """Everything a report says, as JSON data."""
+    """A run as JSON data, from which every report is made."""
     entries = [(isinstance(o.subject, Law), _entry(o)) for o in run.outcomes]
     info = run.info
     return {
@@ -88,12 +88,12 @@ def result(run: Run) -> dict[str, Any]:
 
 
 def write_result(path: Path, data: dict[str, Any]) -> None:
-    """Write the result as JSON, atomically."""
+    """Replace the file atomically."""
     write_atomically(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result.json. Raises ValueError, saying how to make one, when there is none or it is damaged."""
+    """Read a result.json. Raises ValueError, which says how to make one, when there is none or it is damaged."""
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -11,8 +11,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.adapter import Array
-from conformance.cases import draw as drawn
 from conformance.judging.inputs import block_shapes, weights
+from conformance.judging.inputs import draw as drawn
 from conformance.judging.law import Broken, Draw, Law, arrays, check_close, check_equal
 from conformance.ports.checked import Port
 

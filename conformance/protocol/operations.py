@@ -1,4 +1,4 @@
-"""The operations a port may have, and what the suite knows of each.
+"""The operations that a port may have, and what the suite knows of each.
 
 A *public* operation is what a user of a port would call; profiles are earned by public operations alone. An *internal*
 one is a part of a public one: a port may lack it, but with it the suite can say where a failure starts.
@@ -16,9 +16,10 @@ import numpy as np
 from conformance.adapter import Array
 from conformance.protocol.ranks import plain
 
-__all__ = ["DTYPES", "OPERATIONS", "PROFILES", "UNIT", "Operation", "ancestors", "round_to", "to_dtype"]
+__all__ = ["DTYPES", "LEVEL", "OPERATIONS", "PROFILES", "UNIT", "Operation", "ancestors", "round_to", "to_dtype"]
 
 DTYPES = ("float64", "float32", "bfloat16")
+LEVEL = {True: "coarse", False: "fine"}  # how stored cases and result.json spell public and internal
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}  # unit round-off: half a ULP of 1
 
 PROFILES = {
@@ -38,8 +39,11 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation. `needs` are the operations whose errors it inherits; `narrow` names its inputs and outputs in the
-    run's dtype (`weights.` stands for all weights)."""
+    """One operation of the protocol.
+
+    narrow: names of the inputs and outputs that are in the run's dtype; `weights.` stands for all weights.
+    needs: operations whose errors it inherits.
+    """
 
     name: str
     chapter: str
@@ -48,8 +52,9 @@ class Operation:
     needs: tuple[str, ...] = ()
 
     def is_narrow(self, array: str) -> bool:
-        """Whether the input or output of that name is in the run's dtype; probes of a network are, and so is a rank's
-        `rank.R.NAME` where NAME is.
+        """True when the input or output of that name is in the run's dtype.
+
+        Probes of a network are, and so is a rank's `rank.R.NAME` where NAME is.
         """
         array = plain(array)
         group = array.split(".")[0] + "."
@@ -57,7 +62,7 @@ class Operation:
 
 
 def _operation(line: str, needs: str = "") -> Operation:
-    """`chapter name level narrow ...` in words."""
+    """The operation of a line `chapter name level narrow ...`, where level is `public` or `internal`."""
     chapter, name, level, *narrow = line.split()
     return Operation(name, chapter, level == "public", frozenset(narrow), tuple(needs.split()))
 
@@ -127,14 +132,14 @@ OPERATIONS: dict[str, Operation] = {
 
 def ancestors(op: str) -> frozenset[str]:
     """All operations that `op` is made of, itself not among them."""
-    found: set[str] = set()
+    parts: set[str] = set()
     for part in OPERATIONS[op].needs:
-        found |= {part} | ancestors(part)
-    return frozenset(found)
+        parts |= {part} | ancestors(part)
+    return frozenset(parts)
 
 
 def round_to(value: Array, dtype: str) -> Array:
-    """A float64 array rounded to the nearest numbers of `dtype`, ties to even, still float64."""
+    """Round a float64 array to the nearest numbers of `dtype`, ties to even; the result is still float64."""
     if dtype == "float64":
         return value
     single = np.asarray(value, np.float32)
@@ -146,7 +151,7 @@ def round_to(value: Array, dtype: str) -> Array:
 
 
 def to_dtype(op: str, arrays: Mapping[str, Array], dtype: str) -> dict[str, Array]:
-    """Copies of an operation's arrays as a run in `dtype` exchanges them: narrow ones float32 unless it is float64."""
+    """Copy an operation's arrays as a run in `dtype` exchanges them: narrow ones are float32 unless it is float64."""
     narrow = np.float64 if dtype == "float64" else np.float32
 
     def convert(name: str, value: Array) -> Array:

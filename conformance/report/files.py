@@ -1,6 +1,7 @@
 """The reports as files, all from one result.json."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ def write_reports(data: dict[str, Any], folder: Path) -> Path:
     """Write report.html, report.md and junit.xml into `folder`; returns the one to open first."""
     pictures = []
     if set(data["profiles"]) != {"smoke"}:  # which is to be quick, and drawing takes a second or two
-        from conformance.report.pictures import illustrations
+        try:  # Matplotlib is optional
+            from conformance.report.pictures import illustrations
 
-        pictures = illustrations()
+            pictures = illustrations()
+        except ModuleNotFoundError as error:
+            print(f"report.html has no pictures: {error.name} is not installed", file=sys.stderr)
     write_atomically(folder / "junit.xml", junit(data).encode())
     write_atomically(folder / "report.md", markdown(data).encode())
     write_atomically(folder / "report.html", report_html(data, pictures).encode())

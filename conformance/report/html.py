@@ -6,12 +6,11 @@ connections of any kind as a second wall. Styles alone are allowed, and stand in
 
 import html
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conformance.authoring.traceability import REASONS
 from conformance.protocol.operations import PROFILES
 from conformance.report.mathematics import requirement_html
-from conformance.report.pictures import Picture
 from conformance.report.plot import error_plot
 from conformance.report.style import CSS
 from conformance.report.summary import (
@@ -33,6 +32,9 @@ from conformance.report.summary import (
     title,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from conformance.report.pictures import Picture  # which loads Matplotlib
+
 __all__ = ["POLICY", "report_html"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -46,7 +48,7 @@ def _e(value: object, limit: int = 1000) -> str:
     return html.escape(text(value, limit), quote=True)
 
 
-def report_html(data: dict[str, Any], pictures: Iterable[Picture] = ()) -> str:
+def report_html(data: dict[str, Any], pictures: Iterable["Picture"] = ()) -> str:
     """The whole page."""
     known = statuses(data)
     adapter = data["adapter"]
@@ -272,7 +274,7 @@ def _row(entry: dict[str, Any]) -> str:
     )
 
 
-def _illustrations(pictures: Iterable[Picture]) -> str:
+def _illustrations(pictures: Iterable["Picture"]) -> str:
     figures = "".join(
         f'<figure><h3>{_e(picture.title)}</h3><div class="scroll" tabindex="0" role="group" '
         f'aria-label="picture, scrolls sideways">{picture.svg}</div>'

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from conformance.protocol.package_data import SPECIFICATION_FOLDER
 from conformance.report.summary import (
     VERDICT_TEXT,
     VERDICTS,
@@ -24,11 +25,10 @@ from conformance.report.summary import (
 
 __all__ = ["print_report", "requirement_text"]
 
-SPEC_FOLDER = Path(__file__).resolve().parents[2] / "spec"
 MOST = 6  # operations whose failure is told in full; the files have them all
 
 
-def requirement_text(requirement: str, folder: Path = SPEC_FOLDER) -> str | None:
+def requirement_text(requirement: str, folder: Path = SPECIFICATION_FOLDER) -> str | None:
     """The paragraph of the specification that holds **[ID]**, as one line; None when no file of `folder` has it."""
     mark = f"**[{requirement}]**"
     for path in sorted(folder.glob("*.md")):
