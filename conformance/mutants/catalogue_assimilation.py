@@ -119,7 +119,7 @@ def _filter_gain(**i: Tensor) -> list[tuple[Tensor, Tensor]]:
     return _filter(**i, joseph=True)
 
 
-_START = "part = noise[:, start : start + sampler.together]"
+_START = "part = noise[:, start : start + sampler.members_per_batch]"
 
 ASSIMILATION = chapter(
     "assimilation",
@@ -128,10 +128,10 @@ ASSIMILATION = chapter(
     ("members_share_step_noise", "all members of a batch get the first one's step noises", "DA-3 EDM-6",
      _members("later = part[1:] if", "later = part[1:, :1].expand_as(part[1:]) if")),
     ("noise_by_batch_index", "the noise of a member depends on its place in its batch", "DA-3",
-     _members(_START, "part = noise[:, : min(sampler.together, noise.shape[1] - start)]")),
+     _members(_START, "part = noise[:, : min(sampler.members_per_batch, noise.shape[1] - start)]")),
     ("last_batch_dropped", "members of a last, smaller batch are left out", "DA-3",
-     _members("range(0, noise.shape[1], sampler.together)",
-         "range(0, max(noise.shape[1] - sampler.together, 0) + 1, sampler.together)")),
+     _members("range(0, noise.shape[1], sampler.members_per_batch)",
+         "range(0, max(noise.shape[1] - sampler.members_per_batch, 0) + 1, sampler.members_per_batch)")),
     ("latents_reused_as_step_noise", "the latents are used again as the first step's noise", "DA-3 EDM-6",
      _members("later = part[1:] if", "later = part[:-1] if")),
     ("batches_reversed", "batches of members come back in the reverse order", "DA-3",
@@ -143,7 +143,8 @@ ASSIMILATION = chapter(
     ("no_member_accepted", "an ensemble of no member is accepted", "CONV-10",
      _members("if noise.shape[1] == 0:", "if noise.shape[1] == 0:\n        return noise[0]\n    if False:")),
     ("together_zero_accepted", "members evaluated zero at a time are taken all at once", "CONV-10",
-     (Sampler, "__post_init__", lambda self: object.__setattr__(self, "together", max(self.together, 1)))),
+     (Sampler, "__post_init__",
+      lambda self: object.__setattr__(self, "members_per_batch", max(self.members_per_batch, 1)))),
     ("observations_halved", "observations are used in every second analysis", "DA-1 DA-4",
      _cycle("draw(frames, observations, k)", "draw(frames, observations if k % 2 == 0 else None, k)")),
     ("observations_a_step_late", "an analysis is given the observations of the one before", "DA-1 DA-4",

@@ -283,6 +283,8 @@ GUIDANCE = chapter(
      (guidance, "mmps", edit("_over(sigma**2, at.innovation)", "_over(sigma, at.innovation)"))),
     ("mmps_without_jacobian", "mmps leaves J out of W", "GUIDE-5 GUIDE-8",
      (guidance, "mmps", edit("at.operator(at.jacobian_t(at.operator_t(d)))", "at.operator(at.operator_t(d))"))),
+    ("guidance_left_out", "mmps answers the mean without guidance", "GUIDE-1 GUIDE-5",
+     (guidance, "mmps", lambda denoise, observations, *steps: denoise)),
     ("mmps_one_step", "mmps stops after one step of conjugate gradients", "GUIDE-5 GUIDE-8",
      (guidance, "mmps", edit("at.innovation, steps, tolerance", "at.innovation, 1, tolerance"))),
     ("mmps_loose", "mmps stops at a residual of 1 %", "GUIDE-5 GUIDE-8",
