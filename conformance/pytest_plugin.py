@@ -32,6 +32,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-timeout", type=float, default=60.0, metavar="SECONDS")
 
 
+def explanation(outcome: Outcome) -> str:
+    """What is wrong, by how much, what that likely means, and the requirements that it breaks: a line each."""
+    lines = [f"{outcome.verdict}: {outcome.detail}"]
+    if outcome.measured is not None:
+        lines.append(f"error {outcome.measured.error:.6g}, limit {outcome.measured.limit:.6g} {outcome.measured.unit}")
+    requirements = ", ".join(outcome.subject.requirements)
+    return "\n".join([*lines, f"likely: {outcome.subject.meaning}", f"requirements: {requirements}"])
+
+
 class NotConforming(Exception):
     """A case or law that the port does not pass."""
 
@@ -61,14 +70,7 @@ class Subject(pytest.Item):
         """Describe the failure and the requirements it breaks, without a traceback through the suite."""
         if not isinstance(excinfo.value, NotConforming):
             return super().repr_failure(excinfo, style)
-        outcome = excinfo.value.outcome
-        lines = [f"{outcome.verdict}: {outcome.detail}"]
-        if outcome.measured is not None:
-            lines.append(
-                f"error {outcome.measured.error:.6g}, limit {outcome.measured.limit:.6g} {outcome.measured.unit}"
-            )
-        requirements = ", ".join(self.subject.requirements)
-        return "\n".join([*lines, f"likely: {self.subject.meaning}", f"requirements: {requirements}"])
+        return explanation(excinfo.value.outcome)
 
     def reportinfo(self) -> tuple[Any, None, str]:
         """Name the case or law; it has no line in the port's files."""

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from checks_sampling import CONFIG, EPS, NETWORK, World, normal, world
 from counting import Count
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_problems import CONFIG, EPS, NETWORK, World, normal, world
 from storm_ref.experiments.public import (
     attend,
     block_step,

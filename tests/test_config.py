@@ -4,9 +4,9 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from checks_network import refuses
 from hypothesis import given
 from hypothesis import strategies as st
+from small_problems import refuses
 
 from storm_ref.config import StormConfig, storm_10b, storm_10m, storm_200m, tiny
 from storm_ref.denoiser import Storm, count_weights

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checks_sampling import EPS, NETWORK, naive_cone, normal
+from small_problems import EPS, NETWORK, naive_cone, normal
 from torch import Tensor
 
 from storm_ref.denoiser import denoiser

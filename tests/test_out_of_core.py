@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks_sampling import NETWORK, normal
 from counting import Live
 from hypothesis import given
 from hypothesis import strategies as st
+from small_problems import NETWORK, normal
 from torch import Tensor
 
 from storm_ref.config import StormConfig

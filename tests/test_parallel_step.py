@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parallel_work import MESHES, Problem
-from test_parallel import TILING, agreed, error, largest, note, problems
+from test_parallel_equals_serial import TILING, agreed, error, largest, note, problems
 from torch import Tensor, nn
 
 from storm_ref.denoiser import Storm

@@ -283,6 +283,8 @@ GUIDANCE = chapter(
      (guidance, "mmps", edit("per_sample(sigma**2, linear", "per_sample(sigma, linear"))),
     ("mmps_without_jacobian", "mmps leaves J out of W", "GUIDE-5 GUIDE-8",
      (guidance, "mmps", edit("linear.jacobian_t(linear.operator_t(d))", "linear.operator_t(d)"))),
+    ("guidance_left_out", "mmps answers the mean without guidance", "GUIDE-1 GUIDE-5",
+     (guidance, "mmps", lambda denoise, observations, *steps: denoise)),
     ("mmps_one_step", "mmps stops after one step of conjugate gradients", "GUIDE-5 GUIDE-8",
      (guidance, "mmps", edit("linear.innovation, steps, tolerance", "linear.innovation, 1, tolerance"))),
     ("mmps_loose", "mmps stops at a residual of 1 %", "GUIDE-5 GUIDE-8",

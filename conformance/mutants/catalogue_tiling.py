@@ -83,6 +83,10 @@ def _numpy_hanning(axis: Axis) -> list[Tensor]:
     return _reramped(lambda k, b: 0.5 - 0.5 * torch.cos(2 * math.pi * k / max(4 * b - 1, 1)))(axis)
 
 
+def _hann_over_extents(axis: Axis) -> list[Tensor]:
+    return [torch.hann_window(len(place), dtype=torch.float64) for place in tiling.extents(axis)]
+
+
 def _tapered(axis: Axis) -> list[Tensor]:
     found = _weights(axis)
     if not axis.periodic and len(found) > 1:
@@ -257,6 +261,8 @@ TILING = chapter(
      "TILE-4", (tiling, "weights", _one_sided)),
     ("hann_numpy", "weights are numpy.hanning's, zero at both ends", "TILE-4 TILE-5",
      (tiling, "weights", _numpy_hanning)),
+    ("hann_over_extent", "weights are a periodic Hann window over each whole extent, as it stands", "TILE-4 TILE-5",
+     (tiling, "weights", _hann_over_extents)),
     ("hann_normalised", "a Hann window over the whole extent is divided by the sum of all windows", "TILE-4",
      (tiling, "weights", _normalised(_hann))),
     ("plain_average", "overlapping tiles are averaged with equal weights", "TILE-4",
@@ -269,6 +275,8 @@ TILING = chapter(
      (tiling, "weights", _sines(0.5, 2, 2))),
     ("rise_and_fall_swapped", "weights fall into a core and rise out of it", "TILE-4",
      (tiling, "weights", _reramped(lambda k, b: torch.cos(math.pi * (k + 0.5) / (4 * b)) ** 2))),
+    ("seam_weights_raised", "weights below one are raised by a thousandth: their sum is not one", "TILE-4 TILE-5",
+     (tiling, "weights", lambda axis: [w + 1e-3 * (w < 1) for w in _weights(axis)])),
     ("edges_tapered", "weights taper at closed edges", "TILE-4 TILE-5", (tiling, "weights", _tapered)),
     ("hard_crop", "tiles are cropped to their cores, whatever the blend", "TILE-4", (tiling, "tiles", _nearest_only)),
     ("weights_in_float32", "weights are rounded to float32", "TILE-5 NUM-2 NUM-9",
@@ -282,6 +290,12 @@ TILING = chapter(
     ("weighted_twice", "tiles are weighted before they are denoised and after", "TILE-6",
      _tiled("z = torch.cat([x[..., tile.rows[:, None], tile.cols] for tile in batch])",
          "z = torch.cat([tile.weight.to(x) * x[..., tile.rows[:, None], tile.cols] for tile in batch])")),
+    ("weighted_before", "tiles are weighted before they are denoised, and not after", "TILE-6",
+     _tiled("z = torch.cat([x[..., tile.rows[:, None], tile.cols] for tile in batch])",
+         "z = torch.cat([tile.weight.to(x) * x[..., tile.rows[:, None], tile.cols] for tile in batch])",
+         "tile.weight.to(value) * value", "value")),
+    ("weights_squared", "tiles are weighted by the squares of their weights", "TILE-6",
+     _tiled("tile.weight.to(value) * value", "tile.weight.to(value) ** 2 * value")),
     ("last_tile_wins", "where tiles overlap the last one written stays", "TILE-6",
      _tiled(_BLEND,
          "seen = tile.weight.to(value) > 0\n                part = out[..., tile.rows[:, None], tile.cols]\n"
@@ -297,6 +311,8 @@ TILING = chapter(
      _cropped(position=_first_positions)),
     ("tile_centred_positions", "positions are relative to the tile's middle", "TILE-6 TOK-6",
      _cropped(position=_centred)),
+    ("positions_one_patch_off", "a tile's positions are those of one column of patches further on", "TILE-6 TOK-6",
+     _cropped(position=lambda whole, rows, cols, patch, right: right.position.roll(1, -2))),
     ("memory_of_first_tile", "all tiles are given the first tile's memory", "TILE-6",
      _cropped(
          memory=lambda whole, r, c, patch, right: whole.memory[:, : right.memory.shape[1], : right.memory.shape[2]])),
