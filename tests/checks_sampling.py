@@ -161,7 +161,7 @@ def naive_tiled(one: Callable[[Tensor, list[int], list[int]], Tensor], tiling: T
 
 
 def check_tiled(
-    tiling: Tiling, tiled: Callable[..., Callable[[Tensor, Tensor], Tensor]], tiles_per_batch: int = 3
+    tiling: Tiling, blend_tiles: Callable[..., Callable[[Tensor, Tensor], Tensor]], tiles_per_batch: int = 3
 ) -> None:
     """[TILE-6]: bit for bit on integers where the tiling is a hard crop, else to rounding."""
     x = integers(2, 2, tiling.y.length, tiling.x.length)
