@@ -10,7 +10,12 @@ from checks_sampling import CONFIG, EPS, NETWORK, World, normal, world
 from counting import Count
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storm_ref.experiments.public import (
+from torch import Tensor
+
+from storm_ref import cost
+from storm_ref.attention import Block, MultiHead, layer_norm, modulate
+from storm_ref.denoiser import Condition, Storm, denoiser, randomise
+from storm_ref.experiments.coarse import (
     attend,
     block_step,
     blocks,
@@ -20,11 +25,6 @@ from storm_ref.experiments.public import (
     outside,
     pool,
 )
-from torch import Tensor
-
-from storm_ref import cost
-from storm_ref.attention import Block, MultiHead, layer_norm, modulate
-from storm_ref.denoiser import Condition, Storm, denoiser, randomise
 from storm_ref.tiling import Axis, Tiling, tiled_denoiser
 from storm_ref.workbench.prior.covariance import white
 
