@@ -150,7 +150,7 @@ def world(
     network = Storm(replace(config, position_features=places.shape[-1])).double()
     randomise(network, torch.Generator().manual_seed(5))
     memory = normal(batch, grid[0] // patch[0], cols, config.width, seed=2)
-    condition = Condition(normal(batch, config.static_channels, *grid, seed=1), memory, places, periodic)
+    condition = Condition(normal(batch, config.static_channels, *grid, seed=1), memory, places[None], periodic)
     sigma = torch.tensor([0.3, 2.0, 20.0, 0.01], dtype=torch.float64)[:batch]
     return World(network.requires_grad_(False), condition, normal(batch, config.channels, *grid, seed=3), sigma)
 

@@ -20,11 +20,7 @@ from storm_ref.experiments.public import (
     outside,
     pool,
 )
-from torch import Tensor
 
-from storm_ref import cost
-from storm_ref.attention import Block, MultiHead, layer_norm, modulate
-from storm_ref.denoiser import Condition, Storm, denoiser, randomise
 from storm_ref.tiling import Axis, Tiling, tiled_denoiser
 from storm_ref.workbench.prior.covariance import white
 

@@ -33,7 +33,7 @@ class Analysis:
         return self.network.compress(self.past, self.past_static, self.age, self.position)
 
     def condition(self) -> Condition:
-        return Condition(self.static, self.memory(), self.position, periodic=True)
+        return Condition(self.static, self.memory(), self.position[None], periodic=True)
 
 
 def analysis() -> Analysis:

@@ -19,7 +19,8 @@ from storm_ref.memory import (
 
 def start(value: Tensor) -> MemoryState:
     """The state before any frame, for values [b, k, n, a, d]."""
-    return memory_start(value)
+    batch, _, locations, heads, features = value.shape
+    return memory_start(value.dtype, (batch, locations, heads, features))
 
 
 def streamed(score: Tensor, value: Tensor, sizes: list[int]) -> Tensor:
