@@ -1,7 +1,6 @@
 """Specification, code and tests name the same requirements: the checks, the tree they are run on, and tests of them.
 
-A requirement is a paragraph or list item of a chapter that opens with its id in bold brackets. Each check takes the
-root of a tree and returns what is wrong with it, one line a problem.
+Each check takes the root of a tree and returns what is wrong with it, one line for each problem.
 """
 
 import ast
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.report import requirement_text
+from conformance.judging.requirements import Requirement, read_requirements
 
 ROOT = Path(__file__).resolve().parents[1]
 PROVENANCE = "B_provenance.md"
@@ -21,24 +20,8 @@ LABELS = ("paper", "our interpretation", "literature")
 
 _CITED = re.compile(r"(?<!\*\*)\[([A-Z]+-\d+)\]")  # the bold form defines; in a test it is a made-up chapter
 _QUOTED = re.compile(r"""["']([A-Z]+-\d+)["']""")  # as conformance cases give them
-_DEFINED = re.compile(r"(?:[-*] )?\*\*\[([A-Z]+-\d+)\]\*\* ")
-_KEYWORD = re.compile(r"\b(MUST NOT|MUST|SHOULD NOT|SHOULD|MAY)\b")
 
 Check = Callable[[Path], list[str]]
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """An id, the chapter that defines it, and its text."""
-
-    id: str
-    chapter: str
-    text: str
-
-    @property
-    def senses(self) -> set[str]:
-        """The normative keywords of its text."""
-        return set(_KEYWORD.findall(self.text))
 
 
 @dataclass(frozen=True)
@@ -64,13 +47,8 @@ class Chapter:
 
 
 def requirements(root: Path) -> list[Requirement]:
-    """All requirements of all chapters: the text runs to the next blank line or list item."""
-    found = []
-    for path in sorted((root / "spec").glob("*.md")):
-        for block in re.split(r"\n\s*\n|\n(?=[-*] )", path.read_text()):
-            if match := _DEFINED.match(block.lstrip("\n")):
-                found.append(Requirement(match[1], path.name, block.strip()))
-    return found
+    """All requirements of the tree's chapters."""
+    return read_requirements(root / "spec")
 
 
 def chapters(root: Path) -> list[Chapter]:
@@ -120,9 +98,9 @@ def doubly_defined(root: Path) -> list[str]:
 def ill_formed(root: Path) -> list[str]:
     """Requirements that do not hold one normative keyword in one sense."""
     return [
-        f"{r.id} in {r.chapter} holds {sorted(r.senses) or 'no keyword'}, want one of MUST, MUST NOT, SHOULD, MAY"
+        f"{r.id} in {r.chapter} holds {sorted(r.keywords) or 'no keyword'}, want one of MUST, MUST NOT, SHOULD, MAY"
         for r in requirements(root)
-        if len(r.senses) != 1
+        if len(r.keywords) != 1
     ]
 
 
@@ -132,7 +110,7 @@ def untested(root: Path) -> list[str]:
     cited: set[str] = set()
     for path in _sources(root, "tests", "conformance/cases", "conformance/laws"):
         cited |= _cited(path.read_text(), families)
-    binding = [r for r in requirements(root) if r.senses & {"MUST", "MUST NOT"}]
+    binding = [r for r in requirements(root) if r.binding]
     return [f"no test and no case cites {r.id} ({r.chapter})" for r in binding if r.id not in cited]
 
 
@@ -189,10 +167,11 @@ def unpaired(root: Path) -> list[str]:
 
 
 def _modules(root: Path, folder: str) -> set[str]:
-    """Modules and packages of a folder, but for private ones and the workbench, which is not normative."""
+    """The modules and packages of a folder, but for private ones, and for workbench and experiments, which bind nobody."""
     files = {path for path in (root / folder).glob("*.py") if not path.name.startswith("_")}
-    packages = {path.parent for path in (root / folder).glob("*/__init__.py")} - {root / folder / "workbench"}
-    return {str(path.relative_to(root)) for path in files | packages}
+    packages = {path.parent for path in (root / folder).glob("*/__init__.py")}
+    normative = {path for path in packages if path.name not in ("workbench", "experiments")}
+    return {str(path.relative_to(root)) for path in files | normative}
 
 
 def dead_names(root: Path) -> list[str]:
@@ -249,10 +228,8 @@ def test_requirements_are_read() -> None:
     assert len(_families(ROOT)) >= 11
 
 
-def test_report_quotes_requirements_whole() -> None:
-    """The suite's report prints a requirement to the next line that looks like a list or a table."""
-    for r in requirements(ROOT):
-        assert requirement_text(r.id) == " ".join(r.text.split()).partition("]** ")[2], r.id
+def test_requirements_of_no_specification(tmp_path: Path) -> None:
+    assert requirements(tmp_path) == []
 
 
 # Tests of the checks, on a small tree with one fault each
@@ -323,10 +300,12 @@ def only(root: Path, check: Check) -> str:
 
 def test_sound_tree_has_no_problem(tree: Path) -> None:
     assert [check(tree) for check in CHECKS] == [[]] * len(CHECKS)
-    assert [(r.id, r.senses) for r in requirements(tree)] == [
-        ("TOY-1", {"MUST"}), ("TOY-2", {"MUST NOT"}), ("TOY-3", {"SHOULD"}),
-    ]  # fmt: skip
-    assert requirements(tree)[0].text.endswith("round.")
+    assert requirements(tree) == [
+        Requirement("TOY-1", "01_toy.md", "A toy MUST be round."),
+        Requirement("TOY-2", "01_toy.md", "It MUST NOT roll."),
+        Requirement("TOY-3", "01_toy.md", f"It SHOULD be red, see {ident(1)}."),
+    ]
+    assert [r.keyword for r in requirements(tree)] == ["MUST", "MUST NOT", "SHOULD"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,15 @@ from safetensors.numpy import load, save
 
 from conformance.adapter import Array, PortFault
 
-__all__ = ["FILE_LIMIT", "LINE_LIMIT", "file_to_arrays", "parse_object", "read_file", "safetensors_bytes", "write_atomically"]
+__all__ = [
+    "FILE_LIMIT",
+    "LINE_LIMIT",
+    "file_to_arrays",
+    "parse_object",
+    "read_file",
+    "safetensors_bytes",
+    "write_atomically",
+]
 
 FILE_LIMIT = 256 * 2**20  # bytes; the largest output of the suite has some 100 KiB
 HEADER_LIMIT = 2**20
