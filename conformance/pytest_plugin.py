@@ -1,6 +1,6 @@
-"""Each case and law as a test of its own: `pytest -p conformance.pytest_plugin --conformance-adapter my_port:adapter`.
+"""A pytest plugin that makes a test of each case and law: `-p conformance.pytest_plugin --conformance-adapter NAME`.
 
-What is unsupported is skipped, but fails where it counts for a profile that was asked for: it does not conform.
+An unsupported case is skipped, but fails where it counts for a profile that was asked for.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,17 @@ from conformance.adapter import AdapterError, describe
 from conformance.judging.case import Case
 from conformance.judging.law import Law
 from conformance.judging.runner import FAILED, Outcome, judge, judge_law, select
+from conformance.judging.vectors import load_cases
+from conformance.laws import all_laws
 from conformance.ports.checked import Port
-from conformance.ports.wire import WireAdapter, command_words, host_words
+from conformance.ports.wire import WireAdapter, command_words, serve_words
 from conformance.protocol.operations import DTYPES, PROFILES
 
 ADAPTER = pytest.StashKey[WireAdapter]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options with the names of the command line's."""
+    """Add options named as those of the command line."""
     group = parser.getgroup("conformance", "conformance to the STORM specification")
     group.addoption("--conformance-adapter", metavar="MODULE:OBJECT", help="the port, in a process of its own")
     group.addoption("--conformance-cmd", metavar="PROGRAM", help="the port as a program that speaks the wire protocol")
@@ -47,7 +49,7 @@ class Subject(pytest.Item):
         self.counts = subject.public and bool(claimed & set(subject.profiles))
 
     def runtest(self) -> None:
-        """Judge it."""
+        """Judge the case or law."""
         subject = self.subject
         outcome = judge(self.port, subject) if isinstance(subject, Case) else judge_law(self.port, subject, self.seed)
         if outcome.verdict in FAILED or (outcome.verdict == "unsupported" and self.counts):
@@ -56,7 +58,7 @@ class Subject(pytest.Item):
             pytest.skip(outcome.detail)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """What is wrong and with what it breaks, without a traceback through the suite."""
+        """Describe the failure and the requirements it breaks, without a traceback through the suite."""
         if not isinstance(excinfo.value, NotConforming):
             return super().repr_failure(excinfo, style)
         outcome = excinfo.value.outcome
@@ -69,7 +71,7 @@ class Subject(pytest.Item):
         return "\n".join([*lines, f"likely: {self.subject.meaning}", f"requirements: {requirements}"])
 
     def reportinfo(self) -> tuple[Any, None, str]:
-        """Where it is: nowhere in the port's files."""
+        """Name the case or law; it has no line in the port's files."""
         return self.path, None, self.subject.id
 
 
@@ -77,10 +79,7 @@ class Suite(pytest.Collector):
     """All cases and laws for one port."""
 
     def collect(self) -> Iterator[Subject]:
-        """Those of the profiles asked for, else of the port's own."""
-        from conformance.judging.vectors import load_cases
-        from conformance.laws import all_laws
-
+        """Collect those of the profiles asked for, else of those that the port claims."""
         option = self.config.getoption
         adapter = self.config.stash[ADAPTER]
         info = describe(adapter)
@@ -95,12 +94,12 @@ class Suite(pytest.Collector):
 
 @pytest.hookimpl(tryfirst=True)  # before -k and -m select
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the suite's items to whatever tests were found."""
+    """Add the suite's items to the tests that were collected."""
     name, command = config.getoption("--conformance-adapter"), config.getoption("--conformance-cmd")
     if not name and not command:
         return
     try:
-        words = command_words(command) if command else host_words(name)
+        words = command_words(command) if command else serve_words(name)
         config.stash[ADAPTER] = WireAdapter(words, config.getoption("--conformance-timeout"))
         items.extend(Suite.from_parent(session, name="conformance", nodeid="conformance").collect())
     except (AdapterError, ValueError) as error:
@@ -108,7 +107,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the port."""
+    """End the port's process."""
     adapter = config.stash.get(ADAPTER, None)
     if adapter is not None:
         adapter.close()

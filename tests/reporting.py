@@ -1,4 +1,4 @@
-"""Results of made-up runs for the tests of the reports: every verdict, blocked failures, and strings that mean harm."""
+"""Made-up results for the tests of the reports: every verdict, blocked failures, and strings that mean harm."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from conformance.adapter import Info
 from conformance.judging.case import Case
 from conformance.judging.law import Law
 from conformance.judging.result import result
-from conformance.judging.runner import Outcome, Run, _blocked, _profile
+from conformance.judging.runner import Outcome, Run, mark_blocked, profile_result
 from conformance.judging.tolerance import Bound, Exact, Measured, MustReject, Tolerance, Ulp
 from conformance.protocol.operations import OPERATIONS
 
@@ -23,9 +23,17 @@ HOSTILE = (
 def case(name: str, op: str, requirements: tuple[str, ...] = ("TILE-4",), tolerance: Tolerance | None = None) -> Case:
     """A case of no consequence."""
     judged = tolerance or Bound(8, "eight roundings")
-    neighbour = ({}, {}) if isinstance(judged, MustReject) else None
     return Case(
-        name, op, requirements, ("smoke", "tiling"), judged, "weights taper", {}, {}, {"y": np.zeros(1)}, neighbour
+        id=name,
+        op=op,
+        requirements=requirements,
+        profiles=("smoke", "tiling"),
+        tolerance=judged,
+        meaning="weights taper",
+        inputs={},
+        params={},
+        expected={"y": np.zeros(1)},
+        valid_counterpart=({}, {}) if isinstance(judged, MustReject) else None,
     )
 
 
@@ -35,15 +43,15 @@ def law(name: str, op: str, requirements: tuple[str, ...]) -> Law:
 
 
 def off(error: float, limit: float = 1e-14) -> Measured:
-    """An error of some output."""
+    """A measured error of some output."""
     return Measured(error, limit, "absolute", (1, 3))
 
 
 def run_of(outcomes: list[Outcome], name: str = "a port", expected: int | None = None) -> dict[str, Any]:
-    """result.json of these outcomes, judged as runner.run_suite does."""
-    found = _blocked(outcomes)
-    profiles = {profile: _profile(profile, found, expected) for profile in ("smoke", "tiling")}
-    return result(Run(Info(name, "1.0", frozenset(OPERATIONS)), "float64", 0, profiles, found))
+    """The result.json of these outcomes, made as `run_suite` makes it."""
+    marked = mark_blocked(outcomes)
+    profiles = {profile: profile_result(profile, marked, expected) for profile in ("smoke", "tiling")}
+    return result(Run(Info(name, "1.0", frozenset(OPERATIONS)), "float64", 0, profiles, marked))
 
 
 def passing() -> list[Outcome]:
@@ -64,7 +72,7 @@ def passing() -> list[Outcome]:
 
 
 def failing(text: str = HOSTILE) -> list[Outcome]:
-    """The same and failures: fine and coarse, blocked and not, an error, no numbers, no operation; `text` in all."""
+    """The same and failures: internal and public, blocked and not, an error, no number, no operation; `text` in all."""
     weights = case("tiling/weights-closed", "tile_weights", ("TILE-4", "TILE-5"))
     hard = case("tiling/weights-hard", "tile_weights", tolerance=Exact("ones"))
     return [

@@ -176,7 +176,7 @@ def test_main_invalid_usage(words: list[str], capsys: pytest.CaptureFixture[str]
 
 
 def test_main_own_failure_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("conformance.__main__.load_cases", lambda: 1 / 0)
+    monkeypatch.setattr("conformance.commands.judge.load_cases", lambda: 1 / 0)
     assert main(["smoke"]) == 2
     assert "says nothing about the port" in capsys.readouterr().err
 
@@ -192,7 +192,7 @@ def test_no_option_changes_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help"]) == 0
     assert not any(word in capsys.readouterr().out.lower() for word in ("toler", "limit", "rtol", "atol"))
     for path in (ROOT / "conformance").rglob("*.py"):
-        if path.name not in ("threads.py", "child.py", "host.py", "trial.py", "ranks.py"):  # of threads and processes
+        if path.name not in ("threads.py", "process.py", "trial.py", "ranks.py"):  # of threads and processes
             assert "environ" not in path.read_text(encoding="utf-8"), path
 
 

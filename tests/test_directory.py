@@ -18,15 +18,15 @@ from safetensors.numpy import load_file, save_file
 from conformance.__main__ import main
 from conformance.adapter import Adapter, AdapterError, Array, Info, Unsupported, describe
 from conformance.adapters.reference import adapter as reference
+from conformance.authoring.freeze import case_to_json, freeze, write_vectors
 from conformance.cases.tokenisation import recipes
+from conformance.commands.folder import check_folder, write_export
 from conformance.judging.case import Case, Chain
 from conformance.judging.result import result
 from conformance.judging.runner import exit_code, run_suite
 from conformance.judging.tolerance import Exact, MustReject
-from conformance.judging.vectors import case_to_json, freeze, write_vectors
 from conformance.laws.tokenisation import LAWS
-from conformance.ports.folder import Replay, answer, check_folder, digest, write_export
-from conformance.ports.folder import main as directory_main
+from conformance.ports.folder import Replay, answer, digest
 from conformance.protocol.operations import OPERATIONS
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,8 @@ def test_check_judges_as_a_run(answered: Path, cases: list[Case]) -> None:
 def test_check_needs_neither_torch_nor_the_same_process(answered: Path) -> None:
     """Laws draw the same calls where other modules are in memory, else none of their answers would be found."""
     script = (
-        "import sys; from pathlib import Path; from conformance.ports.folder import Replay, check_folder; "
+        "import sys; from pathlib import Path; from conformance.commands.folder import check_folder; "
+        "from conformance.ports.folder import Replay; "
         "from conformance.laws.tokenisation import LAWS; import wave; "
         f"run = check_folder(Replay(Path({str(answered)!r})), [], LAWS, None); "
         "print([o.verdict for o in run.outcomes], 'torch' in sys.modules)"
@@ -379,7 +380,7 @@ def test_command_answer_survives_a_crash(
     write_export(folder, [case for case in cases if case.op == "patchify"], [], PROFILES, "float64", 0, [reference])
     (tmp_path / "crashing_port.py").write_text(PORT)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert directory_main(["answer", str(folder), "--adapter", "crashing_port:Port"]) == 0
+    assert main(["answer", str(folder), "--adapter", "crashing_port:Port"]) == 0
     assert "calls answered" in capsys.readouterr().out
     found = verdicts(folder, [case for case in cases if case.op == "patchify"])
     assert "crash: the port was killed by SIGABRT" in found["tokenisation/bits"][1]
@@ -389,7 +390,7 @@ def test_command_answer_survives_a_crash(
 
 @pytest.mark.parametrize("words", [["--adapter", "no_such_module:x"], ["--cmd", "no-such-program"], ["--cmd", ""]])
 def test_command_answer_invalid_port(exported: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert directory_main(["answer", str(exported), *words]) == 2
+    assert main(["answer", str(exported), *words]) == 2
     assert capsys.readouterr().err.startswith("conformance: ")
 
 
@@ -416,9 +417,9 @@ def test_command_export_and_check(
     rejected = next(case for case in cases if isinstance(case.tolerance, MustReject))
     few = [cases[0], rejected]
     counts = {"vectors": "", "profiles": {"core": {"cases": 0, "laws": 0}}}
-    monkeypatch.setattr("conformance.judging.vectors.load_cases", lambda: few)
-    monkeypatch.setattr("conformance.judging.vectors.manifest", lambda: counts)
-    monkeypatch.setattr("conformance.laws.all_laws", lambda: list(LAWS))
+    monkeypatch.setattr("conformance.commands.folder.load_cases", lambda: few)
+    monkeypatch.setattr("conformance.commands.judge.manifest", lambda: counts)
+    monkeypatch.setattr("conformance.commands.folder.all_laws", lambda: list(LAWS))
     folder, out = tmp_path / "calls", tmp_path / "out"
     assert main(["export", str(folder), "--profile", "core"]) == 0
     assert main(["export", str(folder), "--profile", "core"]) == 2

@@ -17,6 +17,7 @@ from conformance.adapter import Array, Info, describe
 from conformance.adapters import reference_ranks as parallel
 from conformance.adapters.reference import Reference, Serial
 from conformance.cases.parallel import recipes
+from conformance.commands.folder import check_folder, write_export
 from conformance.judging.runner import judge, judge_law, measure
 from conformance.judging.vectors import FOLDER, load_cases, manifest
 from conformance.laws.parallel import LAWS
@@ -25,10 +26,9 @@ from conformance.mutants.honest import honest_adapter
 from conformance.mutants.likely_mutants import LineUp
 from conformance.mutants.mutant import in_ranks
 from conformance.ports.checked import Port, Wrong
-from conformance.ports.folder import Replay, answer, answer_as_rank, check_folder, write_export
-from conformance.ports.folder import main as directory_main
+from conformance.ports.folder import Replay, answer, answer_as_rank
 from conformance.protocol.operations import OPERATIONS
-from conformance.protocol.ranks import RanksError, launched, merge, rank_of, without
+from conformance.protocol.ranks import RanksError, launched, merge, missing_ranks, rank_of
 from storm_ref.parallel.pool import RankError
 
 ROOT = Path(__file__).parents[1]
@@ -170,8 +170,8 @@ def test_merge_invalid_ranks(result: dict[str, Array], message: str) -> None:
 
 
 def test_without_names_missing_ranks() -> None:
-    assert without([0, 3], 5) == "ranks 1, 2, 4 of 5"
-    assert without([1, 0], 2) == ""
+    assert missing_ranks([0, 3], 5) == "ranks 1, 2, 4 of 5"
+    assert missing_ranks([1, 0], 2) == ""
     assert (rank_of("outputs.rank12.safetensors"), rank_of("outputs.rank01.safetensors")) == (12, None)
 
 
@@ -311,7 +311,7 @@ def test_launched_invalid_environment(monkeypatch: pytest.MonkeyPatch, exported:
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert launched() == (3, 4)
-    assert directory_main(["answer", str(exported), "--launched", "--cmd", "true"]) == 2
+    assert main(["answer", str(exported), "--launched", "--cmd", "true"]) == 2
 
 
 @pytest.mark.slow
@@ -320,7 +320,7 @@ def test_reference_answers_a_folder_under_torchrun(exported: Path) -> None:
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
     port = ["--launched", "--adapter", "conformance.adapters.reference_ranks:launched"]
     done = subprocess.run(
-        [sys.executable, *words, "-m", "conformance.ports.folder", "answer", str(exported), *port],
+        [sys.executable, *words, "-m", "conformance", "answer", str(exported), *port],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=100,
     )  # fmt: skip
     assert "rank 1 of 2: 7 calls answered" in done.stdout, done.stderr[-2000:]

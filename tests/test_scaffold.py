@@ -17,7 +17,7 @@ from conformance.cases.edm import schedule
 from conformance.judging.case import Case
 from conformance.judging.runner import Run, run_suite
 from conformance.judging.tolerance import Bound, MustReject
-from conformance.ports.wire import WireAdapter, command_words, host_words
+from conformance.ports.wire import WireAdapter, command_words, serve_words
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +57,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def words(kind: str, folder: str) -> list[str]:
     if kind == "python":
-        return host_words(f"{folder}.adapter:adapter")
+        return serve_words(f"{folder}.adapter:adapter")
     return command_words(f"{shlex.quote(sys.executable)} {folder}/port.py")
 
 
@@ -99,7 +99,7 @@ def test_new_adapter_prints_a_command_that_works(
     else:
         if "&&" in parts:
             os.chdir(parts[1])
-        found, _ = verdicts(host_words(parts[parts.index("--adapter") + 1]))
+        found, _ = verdicts(serve_words(parts[parts.index("--adapter") + 1]))
     assert found["attention/gate"] == "pass"
 
 

@@ -167,7 +167,7 @@ def unpaired(root: Path) -> list[str]:
 
 
 def _modules(root: Path, folder: str) -> set[str]:
-    """The modules and packages of a folder, but for private ones, and for workbench and experiments, which bind nobody."""
+    """The normative modules and packages of a folder: all but private ones, workbench and experiments."""
     files = {path for path in (root / folder).glob("*.py") if not path.name.startswith("_")}
     packages = {path.parent for path in (root / folder).glob("*/__init__.py")}
     normative = {path for path in packages if path.name not in ("workbench", "experiments")}

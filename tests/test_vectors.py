@@ -1,7 +1,12 @@
-"""Frozen vectors: what is stored is what the recipes give now, and nothing damaged is used."""
+"""Frozen vectors: the recipes give the stored values again on any processor, and nothing damaged is used.
+
+Kernels of NumPy, BLAS and PyTorch differ in the last bits from one processor to the next. Values that they compute are
+compared within what a port is allowed; drawn values and those of exact arithmetic are compared bit for bit.
+"""
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +16,19 @@ import pytest
 from conformance.__main__ import main
 from conformance.adapter import Array
 from conformance.adapters.reference import Reference, Serial
+from conformance.authoring.freeze import (
+    case_to_json,
+    freeze,
+    freeze_all,
+    kept_case,
+    same_but_for_rounding,
+    write_vectors,
+)
 from conformance.cases import CHAPTERS, all_recipes, chapter_recipes
 from conformance.judging.case import Case, Chain, Recipe
 from conformance.judging.runner import measure
 from conformance.judging.tolerance import Exact, MonteCarlo, MustReject
-from conformance.judging.vectors import (
-    FOLDER,
-    VectorError,
-    case_from_json,
-    case_to_json,
-    freeze,
-    load_cases,
-    manifest,
-    write_vectors,
-)
+from conformance.judging.vectors import FOLDER, VectorError, case_from_json, load_cases, manifest
 from conformance.laws import all_laws, count_by_profile
 from conformance.protocol.operations import OPERATIONS, PROFILES, round_to, to_dtype
 
@@ -52,29 +56,34 @@ def test_vectors_are_those_of_the_recipes() -> None:
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_inputs_are_made_again_bit_for_bit(chapter: str) -> None:
+def test_inputs_are_made_again(chapter: str) -> None:
+    """Inputs of a network are drawn and equal; matrix products among the others may differ in their last bits."""
     for recipe in chapter_recipes(chapter):
         case = BY_ID[recipe.id]
-        assert set(case.inputs) == set(recipe.inputs), recipe.id
+        assert same_but_for_rounding(recipe.inputs, case.inputs), recipe.id
         for name, value in recipe.inputs.items():
-            assert _equal(np.asarray(value), case.inputs[name]), f"{recipe.id}: {name}"
+            if OPERATIONS[recipe.op].is_narrow(name):
+                assert _equal(np.asarray(value), case.inputs[name]), f"{recipe.id}: {name}"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_expected_values_are_made_again(chapter: str) -> None:
-    """[NUM-8] Given ones to the last bit; the reference's within half of what a port is allowed in float64."""
+    """[NUM-8] Values given or computed now are within half of what a port is allowed; exact ones are equal."""
     for recipe in chapter_recipes(chapter):
         case = BY_ID[recipe.id]
         if isinstance(recipe.judge, MustReject):
             assert not case.expected
-        elif recipe.expected is not None:
-            assert all(_equal(np.asarray(v), case.expected[n]) for n, v in recipe.expected.items()), recipe.id
-        else:
-            dtype = recipe.dtype or "float64"
+            continue
+        values = recipe.expected
+        if values is None:
             inputs = to_dtype(recipe.op, recipe.inputs, "float64")
-            got = Serial().run(recipe.op, inputs, {**recipe.params, "dtype": "float64"}, ())
-            measured, _ = measure(case, dict(got), dtype)
-            assert measured is None or measured.fraction <= 0.5, f"{recipe.id}: {measured}"
+            values = Serial().run(recipe.op, inputs, {**recipe.params, "dtype": "float64"}, ())
+        again = {name: np.asarray(value) for name, value in values.items()}
+        assert set(again) == set(case.expected), recipe.id
+        for name, value in again.items():
+            assert (value.dtype, value.shape) == (case.expected[name].dtype, case.expected[name].shape), recipe.id
+        measured, _ = measure(case, again, recipe.dtype or "float64")
+        assert measured is None or measured.fraction <= 0.5, f"{recipe.id}: {measured}"
 
 
 @pytest.mark.parametrize("name", ["tokenisation/embed", "edm/sample", "memory/one-chunk"])
@@ -154,7 +163,7 @@ def test_load_cases_invalid_files(tmp_path: Path) -> None:
 def test_main_damaged_vectors_are_the_suites_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("conformance.__main__.load_cases", lambda: load_cases(tmp_path / "nowhere"))
+    monkeypatch.setattr("conformance.commands.judge.load_cases", lambda: load_cases(tmp_path / "nowhere"))
     assert main(["smoke"]) == 2
     assert "restore tiny_data/vectors" in capsys.readouterr().err
 
@@ -203,11 +212,67 @@ def test_freeze_invalid_inputs() -> None:
         {"profiles": ("everything",)},
         {"dtype": "float16"},
         {"judge": MustReject("without a neighbour")},
-        {"neighbour": ({}, {})},
-        {"judge": MustReject("with values"), "neighbour": ({}, {}), "expected": {}},
-        {"judge": MustReject("or not"), "neighbour": ({}, {}), "or_refused": True},
+        {"valid_counterpart": ({}, {})},
+        {"judge": MustReject("with values"), "valid_counterpart": ({}, {}), "expected": {}},
+        {"judge": MustReject("or not"), "valid_counterpart": ({}, {}), "or_refused": True},
     ],
 )
 def test_recipe_invalid_parts(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"tokenisation/test|a case id"):
         _recipe(**changes)
+
+
+def _stored(**changes: object) -> tuple[Recipe, Case]:
+    """A recipe, and a stored case of it whose expected values are marked, so that freezing again would show."""
+    recipe = _recipe(judge=Chain("a copy"), expected={"tokens": np.full((1, 4, 4), 3.0)}, **changes)
+    return recipe, freeze(recipe, Reference())
+
+
+def _shifted(arrays: Mapping[str, Array], by: float) -> dict[str, Array]:
+    return {name: value * (1 + by) for name, value in arrays.items()}
+
+
+def test_freeze_all_keeps_values_that_another_processor_rounds_otherwise() -> None:
+    recipe, case = _stored()
+    assert recipe.expected is not None
+    elsewhere = replace(recipe, expected=_shifted(recipe.expected, 2.0**-52), meaning="in other words")
+    (kept,) = freeze_all({"tokenisation": [elsewhere]}, 1, [case])["tokenisation"]
+    assert kept == replace(case, meaning="in other words")
+    assert kept.expected is case.expected and kept.inputs is case.inputs
+
+
+def test_kept_case_changed_recipe() -> None:
+    """A stored case is not kept for a recipe whose question, or whose exact answer, is another."""
+    recipe, case = _stored()
+    exact = _recipe(judge=Exact("copies"), expected={"tokens": np.full((1, 4, 4), 3.0)})
+    assert recipe.expected is not None and exact.expected is not None
+    changed = [
+        (replace(recipe, expected=_shifted(recipe.expected, 1e-12)), case),
+        (replace(exact, expected=_shifted(exact.expected, 2.0**-52)), freeze(exact, Reference())),
+        (replace(recipe, inputs=_shifted(recipe.inputs, 2.0**-52)), case),
+        (replace(recipe, params={"patch": [4, 4]}), case),
+        (replace(recipe, judge=Chain("another chain")), case),
+        (replace(recipe, dtype="float32"), case),
+    ]
+    assert kept_case(recipe, case) is not None and kept_case(exact, freeze(exact, Reference())) is not None
+    for other, stored in changed:
+        assert kept_case(other, stored) is None, other
+    assert kept_case(recipe, None) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "same"),
+    [
+        (np.array([1.0, -4.0 - 2.0**-50]), True),
+        (np.array([1.0, -4.0 - 2.0**-40]), False),
+        (np.array([np.nan, -4.0]), False),
+        (np.array([1.0, -4.0], np.float32), False),
+        (np.array([[1.0, -4.0]]), False),
+    ],
+)
+def test_same_but_for_rounding_values(value: Array, same: bool) -> None:
+    stored = {"x": np.array([1.0, -4.0])}
+    assert same_but_for_rounding({"x": value}, stored) is same
+    assert not same_but_for_rounding({"y": stored["x"]}, stored)
+    assert same_but_for_rounding({"x": np.array([np.nan, 2.0])}, {"x": np.array([np.nan, 2.0])})
+    assert not same_but_for_rounding({"n": np.array([1, 2])}, {"n": np.array([1, 3])})

@@ -23,7 +23,7 @@ from conformance.judging.tolerance import Exact
 from conformance.ports import serve as host
 from conformance.ports.checked import Port
 from conformance.ports.process import PREFIX, STDERR_KEPT
-from conformance.ports.wire import WireAdapter, command_words, host_words, plain_json
+from conformance.ports.wire import WireAdapter, command_words, plain_json, serve_words
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(__file__).parent / "ports" / "bad_port.py"
@@ -398,7 +398,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireAdapter]:
     (folder / "echo_port.py").write_text(ECHO)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(folder)
-    adapter = WireAdapter(host_words("echo_port:Echo"), LONG)
+    adapter = WireAdapter(serve_words("echo_port:Echo"), LONG)
     yield adapter
     adapter.close()
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
@@ -470,7 +470,7 @@ def test_host_passes_on(echo: WireAdapter, how: str, kind: type[Exception], mess
 )
 def test_host_invalid_adapter(name: str, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
-        describe(WireAdapter(host_words(name), LONG))
+        describe(WireAdapter(serve_words(name), LONG))
 
 
 def test_host_invalid_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ In a rank: `RANKS[op](inputs, params)`, tensors in and what this rank has out; t
 without ranks, by the chapters before: the expected values are frozen from these.
 
 `conformance.adapters.reference_ranks:launched` is one rank of a world that torchrun has started, as an adapter for
-`python -m conformance.ports.folder answer DIR --launched`.
+`python -m conformance answer DIR --launched`.
 """
 
 import atexit
@@ -13,7 +13,6 @@ import importlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import storm_ref
 from conformance.adapter import Array, Info, Unsupported
-from conformance.adapters import reference
+from conformance.adapters import reference_operations as reference
+from conformance.protocol.operations import DTYPES
 from storm_ref import assimilation, edm, guidance, tiling
 from storm_ref.config import StormConfig
 from storm_ref.denoiser import Condition, Storm
@@ -31,7 +32,7 @@ from storm_ref.parallel import halo as tile
 from storm_ref.parallel.mesh import Mesh, World
 from storm_ref.parallel.pool import Pool, world_of
 
-__all__ = ["RANKS", "SERIAL", "Launched", "closed", "inherited", "launched", "over_ranks", "shares"]
+__all__ = ["OVER_RANKS", "RANKS", "SERIAL", "Launched", "closed", "inherited", "launched", "over_ranks", "shares"]
 
 Tensors = Mapping[str, Tensor]
 Params = Mapping[str, Any]
@@ -296,6 +297,16 @@ def over_ranks(op: str, i: Tensors, p: Params) -> Tensors:
     }
 
 
+def _on_pool(op: str) -> reference.Operation:
+    def on_pool(i: Tensors, p: Params) -> Tensors:
+        return over_ranks(op, i, p)
+
+    return on_pool
+
+
+OVER_RANKS: dict[str, reference.Operation] = {"shares": shares} | {op: _on_pool(op) for op in RANKS}
+
+
 # The same without ranks, by chapters 5, 6 and 8.
 
 
@@ -367,7 +378,7 @@ class Launched:
 
     def describe(self) -> Info:
         """The reference's operations of many ranks."""
-        return replace(reference.Reference().describe(), ops=frozenset(RANKS), profiles=("parallel",))
+        return Info("storm_ref", storm_ref.__version__, frozenset(RANKS), DTYPES, profiles=("parallel",))
 
     def run(
         self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Sequence[str]

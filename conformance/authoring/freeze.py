@@ -39,6 +39,7 @@ __all__ = [
     "freeze",
     "freeze_all",
     "generate",
+    "kept_case",
     "same_but_for_rounding",
     "write_vectors",
 ]
@@ -124,7 +125,7 @@ def freeze_all(
     the others are frozen by `jobs` processes. Raises VectorError.
     """
     known = {case.id: case for case in stored}
-    cases = {name: [_kept(recipe, known.get(recipe.id)) for recipe in drafts] for name, drafts in recipes.items()}
+    cases = {name: [kept_case(recipe, known.get(recipe.id)) for recipe in drafts] for name, drafts in recipes.items()}
     twins = {name: _twins(drafts) for name, drafts in recipes.items()}
     places = [
         (name, at)
@@ -155,7 +156,7 @@ def _words(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in ("requirements", "profiles", "meaning", "targets")}
 
 
-def _kept(recipe: Recipe, case: Case | None) -> Case | None:
+def kept_case(recipe: Recipe, case: Case | None) -> Case | None:
     """The stored case under the recipe's words if it was frozen from the same question, else None."""
     if case is None or (recipe.op, recipe.dtype) != (case.op, case.dtype) or not _same_judge(recipe, case):
         return None
@@ -294,7 +295,7 @@ def _parts(case: Case) -> dict[str, Arrays]:
 
 
 def _stored_form(op: str, part: str, name: str, value: Array) -> Array:
-    """An array as it is stored: narrow inputs are bfloat16 numbers, and lose nothing in float32. Scalars stay scalars."""
+    """An array as stored. Narrow inputs are bfloat16 numbers and lose nothing in float32; scalars stay scalars."""
     halved = part != "expected" and OPERATIONS[op].is_narrow(name) and np.issubdtype(value.dtype, np.floating)
     return np.array(value, np.float32 if halved else value.dtype, order="C")
 

@@ -5,6 +5,7 @@ first takes the mutants.json of a full `python -m conformance mutants` into the 
 TRACEABILITY.md anew.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from conformance.mutants import MUTANTS
 from conformance.protocol.operations import OPERATIONS, PROFILES
 from conformance.protocol.safe_files import write_atomically
 
-__all__ = ["VECTOR_BYTES", "lint", "problems"]
+__all__ = ["VECTOR_BYTES", "command", "lint", "problems"]
 
 VECTOR_BYTES = 5_000_000
 GENERATE = "python -m conformance generate"
@@ -106,3 +107,8 @@ def _traceability(subjects: Sequence[Subject]) -> list[str]:
     if shown != render(subjects, kills):
         lines.append(f"TRACEABILITY.md is not what the suite says: {REMAKE}")
     return lines
+
+
+def command(args: argparse.Namespace) -> int:
+    """`python -m conformance lint`. Returns the exit code."""
+    return lint(args.table)

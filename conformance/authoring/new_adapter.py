@@ -4,6 +4,7 @@ It has one operation that is right and one with a wrong line, so that the first 
 the second, with the line mended, shows it gone. The other operations are unsupported.
 """
 
+import argparse
 import os
 import shlex
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 from conformance import SPEC, WIRE
 from conformance.protocol.safe_files import write_atomically
 
-__all__ = ["MENDED", "WRONG", "new_adapter"]
+__all__ = ["MENDED", "WRONG", "command", "new_adapter"]
 
 WRONG = "    levels = high + t * (low - high)\n"
 MENDED = "    levels = (high ** (1 / rho) + t * (low ** (1 / rho) - high ** (1 / rho))) ** rho\n"
@@ -151,3 +152,8 @@ def new_adapter(kind: str, folder: Path) -> int:
         "Its failures are red. Mend the line, judge again and see them gone; then add operations of your own."
     )
     return 0
+
+
+def command(args: argparse.Namespace) -> int:
+    """`python -m conformance new-adapter`. Returns the exit code."""
+    return new_adapter(args.kind, args.folder)

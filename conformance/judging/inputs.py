@@ -1,4 +1,4 @@
-"""Small networks for cases and laws: their configurations, generic weights, and what they are given.
+"""Inputs of cases and laws: configurations of small networks, generic weights, states and histories.
 
 Generic means drawn away from zero, [NUM-6]: a zero gate would hide whatever stands behind it. Narrow arrays are
 representable in bfloat16.
@@ -55,15 +55,15 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def block_shapes(width: int, heads: int, ratio: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a block's weights; keys have no bias, [ATT-5]."""
-    found: dict[str, tuple[int, ...]] = {"adaptive.weight": (9 * width, width), "adaptive.bias": (9 * width,)}
+    by_name: dict[str, tuple[int, ...]] = {"adaptive.weight": (9 * width, width), "adaptive.bias": (9 * width,)}
     for name in ("spatial", "temporal"):
         for part in ("query", "key", "value", "out"):
-            found[f"{name}.{part}.weight"] = (width, width)
+            by_name[f"{name}.{part}.weight"] = (width, width)
             if part != "key":
-                found[f"{name}.{part}.bias"] = (width,)
-    found |= {"mlp.0.weight": (ratio * width, width), "mlp.0.bias": (ratio * width,)}
-    found |= {"mlp.2.weight": (width, ratio * width), "mlp.2.bias": (width,)}
-    return found | {"gate_alpha": (heads,), "gate_beta": (heads,)}
+                by_name[f"{name}.{part}.bias"] = (width,)
+    by_name |= {"mlp.0.weight": (ratio * width, width), "mlp.0.bias": (ratio * width,)}
+    by_name |= {"mlp.2.weight": (width, ratio * width), "mlp.2.bias": (width,)}
+    return by_name | {"gate_alpha": (heads,), "gate_beta": (heads,)}
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:
@@ -81,21 +81,25 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
         "final_adaptive": (2 * d, d),
         "final": (c["channels"] * points, d),
     }
-    found: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linears.items()}
-    found |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
-    found |= {"embed_position.weight": (d, 2 * c["position_features"] * octaves), "embed_age.weight": (d, 2 * octaves)}
-    found |= {"memory.query": (c["heads"], d // c["heads"]), "memory.key.weight": (d, d)}
+    by_name: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linears.items()}
+    by_name |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
+    by_name["embed_position.weight"] = (d, 2 * c["position_features"] * octaves)
+    by_name["embed_age.weight"] = (d, 2 * octaves)
+    by_name["memory.query"] = (c["heads"], d // c["heads"])
+    by_name["memory.key.weight"] = (d, d)
     for layer in range(c["depth"]):
-        found |= {f"blocks.{layer}.{k}": v for k, v in block_shapes(d, c["heads"], c["mlp_ratio"]).items()}
-    return found
+        by_name |= {f"blocks.{layer}.{k}": v for k, v in block_shapes(d, c["heads"], c["mlp_ratio"]).items()}
+    return by_name
 
 
-def weights(found: Mapping[str, tuple[int, ...]], rng: np.random.Generator, *prefixes: str) -> dict[str, Array]:
-    """`weights.NAME` for every shape whose name begins with one of the prefixes (none given: all): matrices
-    N(0, 1 / fan_in), vectors N(0, 1/4)."""
+def weights(by_name: Mapping[str, tuple[int, ...]], rng: np.random.Generator, *prefixes: str) -> dict[str, Array]:
+    """Draw `weights.NAME` for every shape whose name begins with one of the prefixes, or for all without prefixes.
+
+    Matrices are N(0, 1 / fan_in), vectors N(0, 1/4).
+    """
     return {
         f"weights.{name}": draw(rng, *shape, scale=shape[-1] ** -0.5 if len(shape) > 1 else 0.5)
-        for name, shape in found.items()
+        for name, shape in by_name.items()
         if not prefixes or name.startswith(prefixes)
     }
 
@@ -105,7 +109,7 @@ def _cells(c: Config, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def state_inputs(c: Config, grid: tuple[int, int], batch: int, rng: np.random.Generator) -> dict[str, Array]:
-    """`static` and `position` of a state on the grid."""
+    """Draw `static` and `position` of a state on the grid."""
     return {
         "static": draw(rng, batch, c["static_channels"], *grid),
         "position": rng.uniform(-1, 1, (*_cells(c, grid), c["position_features"])),
@@ -115,7 +119,7 @@ def state_inputs(c: Config, grid: tuple[int, int], batch: int, rng: np.random.Ge
 def past_inputs(
     c: Config, grid: tuple[int, int], age: Sequence[Sequence[float]], rng: np.random.Generator
 ) -> dict[str, Array]:
-    """`past`, `past_static` and `age` of frames of these ages in hours, [b][k]."""
+    """Draw `past`, `past_static` and `age` of frames of these ages in hours, [b][k]."""
     lead = (len(age), len(age[0]))
     return {
         "past": draw(rng, *lead, c["channels"], *grid),
@@ -127,7 +131,7 @@ def past_inputs(
 def network_inputs(
     c: Config, grid: tuple[int, int], sigma: Sequence[float], age: Sequence[Sequence[float]], seed: int
 ) -> dict[str, Array]:
-    """All inputs of `denoise`: x of the size that each noise level gives it, everything else generic."""
+    """Draw all inputs of `denoise`: x of the size that each noise level gives it, everything else generic."""
     rng = np.random.default_rng(seed)
     levels = np.array(sigma, dtype=np.float64)
     x = (1 + levels)[:, None, None, None] * rng.standard_normal((len(levels), c["channels"], *grid))
@@ -140,40 +144,40 @@ def network_inputs(
 
 
 def compress_inputs(c: Config, grid: tuple[int, int], age: Sequence[Sequence[float]], seed: int) -> dict[str, Array]:
-    """All inputs of `compress` and `embed_history`, generic; only the weights that these need."""
+    """Draw all inputs of `compress` and `embed_history`, generic; only the weights that these need."""
     rng = np.random.default_rng(seed)
     position = {"position": rng.uniform(-1, 1, (*_cells(c, grid), c["position_features"]))}
-    found = weights(shapes(c), rng, "embed_history", "embed_position", "embed_age", "memory")
-    return found | past_inputs(c, grid, age, rng) | position
+    drawn = weights(shapes(c), rng, "embed_history", "embed_position", "embed_age", "memory")
+    return drawn | past_inputs(c, grid, age, rng) | position
 
 
 def copying_weights(c: Config, **matrices: Array) -> dict[str, Array]:
-    """Weights of `compress` that move numbers instead of mixing them: what is not named is zero, but for the key, value
-    and output projections, which are the identity. `matrices` has names with __ for the dots.
+    """Make weights of `compress` that move numbers instead of mixing them.
 
-    With one frame the memory is then the history token itself, whatever the dtype, without rounding.
+    The key, value and output projections are the identity, and everything else is zero unless `matrices` names it, with
+    __ for the dots. With one frame the memory is then the history token itself, whatever the dtype, without rounding.
     """
     prefixes = ("embed_history", "embed_position", "embed_age", "memory")
-    found = {f"weights.{name}": np.zeros(shape) for name, shape in shapes(c).items() if name.startswith(prefixes)}
+    by_name = {f"weights.{name}": np.zeros(shape) for name, shape in shapes(c).items() if name.startswith(prefixes)}
     for part in ("key", "value", "out"):
-        found[f"weights.memory.{part}.weight"] = np.eye(c["width"])
+        by_name[f"weights.memory.{part}.weight"] = np.eye(c["width"])
     for name, value in matrices.items():
         key = f"weights.{name.replace('__', '.')}"
-        if found[key].shape != value.shape:
-            raise ValueError(f"{key} has shape {found[key].shape}, got {value.shape}")
-        found[key] = np.asarray(value, np.float64)
-    return found
+        if by_name[key].shape != value.shape:
+            raise ValueError(f"{key} has shape {by_name[key].shape}, got {value.shape}")
+        by_name[key] = np.asarray(value, np.float64)
+    return by_name
 
 
 def scaled(inputs: Mapping[str, Array], **factors: float) -> dict[str, Array]:
-    """The inputs, every weight multiplied whose name ends as a key does (__ for the dots).
+    """Multiply every weight whose name ends as a key does, with __ for the dots, by the key's factor.
 
-    By powers of two, so that bfloat16 still holds them.
+    Factors are powers of two, so that bfloat16 still holds the products.
     """
-    found = dict(inputs)
+    products = dict(inputs)
     for ending, factor in factors.items():
-        names = [name for name in found if name.endswith("." + ending.replace("__", "."))]
+        names = [name for name in products if name.endswith("." + ending.replace("__", "."))]
         if not names:
             raise ValueError(f"no weight's name ends with {ending}")
-        found |= {name: factor * found[name] for name in names}
-    return found
+        products |= {name: factor * products[name] for name in names}
+    return products

@@ -1,8 +1,8 @@
-"""Laws: what must hold for any input, checked live on the port with inputs that Hypothesis draws.
+"""Laws: relations that hold for any input, checked live on the port with inputs that Hypothesis draws.
 
 A law needs no expected values, only the port itself: two ways to the same result, a sum that must be one, a part of the
 result that must not notice a change. Laws draw everything they send; no call takes an earlier call's output as its
-input, so that the calls of a law can be exported, run elsewhere and checked (directory.py).
+input, so that the calls of a law can be exported, run elsewhere and checked (`conformance.ports.folder`).
 """
 
 import re
@@ -22,13 +22,13 @@ from conformance.judging.inputs import draw
 from conformance.ports.checked import Fault, Missing, Port
 from conformance.protocol.operations import OPERATIONS, PROFILES
 
-__all__ = ["Broken", "Draw", "Law", "arrays", "check_close", "check_equal", "hold"]
+__all__ = ["Broken", "Draw", "Law", "arrays", "check_close", "check_equal", "check_law"]
 
 T = TypeVar("T")
 
 
 class Draw(Protocol):
-    """Takes a value from a strategy; the label names it in reports."""
+    """A function that takes a value from a strategy; the label names it in reports."""
 
     def __call__(self, strategy: st.SearchStrategy[T], label: str) -> T: ...
 
@@ -39,7 +39,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Law:
-    """One law. Raises ValueError when its parts are not of the suite."""
+    """One law. Raises ValueError for an operation or profile that the suite does not have."""
 
     id: str  # chapter/law-name
     requirements: tuple[str, ...]
@@ -60,6 +60,7 @@ class Law:
 
     @property
     def chapter(self) -> str:
+        """The chapter the law belongs to, the first part of its id."""
         return self.id.split("/")[0]
 
     @property
@@ -69,7 +70,7 @@ class Law:
 
     @property
     def public(self) -> bool:
-        """Whether it counts for a profile: it asks for public operations alone."""
+        """True when the law counts for a profile: it calls public operations alone."""
         return all(OPERATIONS[op].public for op in self.ops)
 
 
@@ -79,7 +80,7 @@ def arrays(*shape: int, scale: float = 1.0) -> st.SearchStrategy[Array]:
 
 
 def check_equal(got: Array, want: Array, what: str) -> None:
-    """Equal bit for bit but for the sign of zero. Raises Broken."""
+    """Check that two arrays are equal bit for bit but for the sign of zero. Raises Broken."""
     if got.shape != want.shape:
         raise Broken(f"{what}: shapes {list(got.shape)} and {list(want.shape)}")
     if not np.array_equal(got, want):
@@ -100,7 +101,7 @@ def check_close(got: Array, want: Array, limit: float, what: str) -> None:
 
 
 class _Stop(BaseException):
-    """Ends Hypothesis, which after an Exception would look for simpler examples: a time limit each if a port hangs."""
+    """Ends Hypothesis, which looks for simpler examples after an Exception: a time limit each if a port hangs."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
@@ -108,26 +109,27 @@ class _Stop(BaseException):
 
 @contextmanager
 def _same_draws() -> Iterator[None]:
-    """Examples that depend on the seed alone: Hypothesis would draw constants of whatever modules are in memory too."""
+    """Make examples depend on the seed alone: Hypothesis also draws constants of whatever modules are in memory."""
     name = "_get_local_constants"
-    found, cache = getattr(providers, name, None), getattr(providers, "CONSTANTS_CACHE", None)
-    if found is None or cache is None:  # a version without this habit
+    local_constants = getattr(providers, name, None)
+    cache = getattr(providers, "CONSTANTS_CACHE", None)
+    if local_constants is None or cache is None:  # a version without this habit
         yield
         return
-    empty = type(found())()
+    empty = type(local_constants())()
     cache.cache.clear()
     setattr(providers, name, lambda: empty)
     try:
         yield
     finally:
-        setattr(providers, name, found)
+        setattr(providers, name, local_constants)
         cache.cache.clear()
 
 
-def hold(law: Law, port: Port, seed: int, shrink: bool = True) -> list[str]:
-    """Check a law on `law.examples` drawn examples; returns the example that broke it in words, in the exception.
+def check_law(law: Law, port: Port, seed: int, shrink: bool = True) -> list[str]:
+    """Check a law on `law.examples` drawn examples. Returns the draws of the last example in words.
 
-    Raises Broken, whose `__notes__` hold the draws of the (shrunk) example, and what Port raises.
+    Raises Broken and the exceptions of Port; their `__notes__` have the draws of the (shrunk) example that broke it.
     """
     drawn: list[str] = []
 
@@ -148,9 +150,15 @@ def hold(law: Law, port: Port, seed: int, shrink: bool = True) -> list[str]:
 
     phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
     settings = hypothesis.settings(
-        max_examples=law.examples, deadline=None, database=None, phases=phases, print_blob=False,
-        suppress_health_check=list(HealthCheck), report_multiple_bugs=False, verbosity=hypothesis.Verbosity.quiet,
-    )  # fmt: skip
+        max_examples=law.examples,
+        deadline=None,
+        database=None,
+        phases=phases,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        verbosity=hypothesis.Verbosity.quiet,
+    )
     test = settings(hypothesis.seed(seed)(hypothesis.given(st.data())(body)))
     try:
         with _same_draws():

@@ -1,4 +1,4 @@
-"""result.json holds everything that a run measured; every report is made from it. Its form is schemas/result.schema.json."""
+"""result.json holds the outcome of a run, and every report is made from it. Its form is schemas/result.schema.json."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Run cases and laws against a port and judge them, trusting nothing that the port returns.
+"""Run cases and laws on a port and judge them, trusting nothing that the port returns.
 
 pass         every expected output is there, of the right shape and dtype, finite, within its tolerance; a bad input was
              refused; a law held on every example
@@ -15,7 +15,7 @@ import numpy as np
 
 from conformance.adapter import Adapter, Array, Arrays, Info
 from conformance.judging.case import Case
-from conformance.judging.law import Broken, Law, hold
+from conformance.judging.law import Broken, Law, check_law
 from conformance.judging.tolerance import Either, Measured, MonteCarlo, MustReject
 from conformance.ports.checked import Fault, Missing, Port, Refused, Wrong, printable
 from conformance.protocol.operations import OPERATIONS, PROFILES, ancestors
@@ -31,7 +31,9 @@ __all__ = [
     "exit_code",
     "judge",
     "judge_law",
+    "mark_blocked",
     "measure",
+    "profile_result",
     "run_suite",
     "select",
 ]
@@ -43,7 +45,7 @@ FAILED = ("fail", "error")
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verdict on one case or law; `measured` is of the worst output, None where nothing could be compared."""
+    """The verdict on one case or law; `measured` is the error of the worst output, None where none was compared."""
 
     subject: Subject
     verdict: str
@@ -57,7 +59,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """Coarse cases and laws of a profile; a failing fine one counts as failed, a missing fine one does not count."""
+    """Counts of the public cases and laws of a profile.
+
+    An internal one that fails counts as failed; one that is unsupported does not count.
+    """
 
     expected: int
     passed: int
@@ -66,12 +71,13 @@ class ProfileResult:
 
     @property
     def conforms(self) -> bool:
+        """True when all public cases and laws pass and no internal one fails."""
         return self.failed == 0 and self.unsupported == 0 and self.passed == self.expected > 0
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that a run found."""
+    """The outcomes of a run, and the profiles they make up."""
 
     info: Info
     dtype: str
@@ -81,12 +87,12 @@ class Run:
 
 
 def everything(cases: Iterable[Case], laws: Iterable[Law]) -> list[Subject]:
-    """Cases, then laws, as one list."""
+    """Return cases, then laws, in one list."""
     return [*cases, *laws]
 
 
 def judge(port: Port, case: Case) -> Outcome:
-    """Run one case and judge it. Whatever the port does becomes an outcome."""
+    """Run one case and judge it. Whatever the port does becomes an outcome; nothing is raised."""
     start = time.perf_counter()
     dtype = case.dtype or port.dtype
     verdict, detail, measured, output = _judged(port, case, dtype)
@@ -102,7 +108,7 @@ def _judged(port: Port, case: Case, dtype: str) -> _Judged:
             try:
                 port.call(case.op, *case.valid_counterpart, dtype=dtype)
             except (Refused, Fault) as error:
-                return "error", f"the valid neighbour of this case raised {type(error).__name__}: {error}", None, None
+                return "error", f"the valid counterpart of this case raised {type(error).__name__}: {error}", None, None
         if isinstance(case.tolerance, MustReject):
             return _judge_rejection(port, case, dtype)
         got = port.outputs(case.op, case.inputs, case.params, case.expected, dtype)
@@ -122,8 +128,8 @@ def _judged(port: Port, case: Case, dtype: str) -> _Judged:
         return "pass", "", measured, output
     assert output is not None
     at = "" if not measured.where else f" at {list(measured.where)}"
-    found, right = (values[output][measured.where].item() for values in (got, case.expected))
-    return "fail", f"{output} is off{at} (got {found:.17g}, expected {right:.17g})", measured, output
+    value, right = (values[output][measured.where].item() for values in (got, case.expected))
+    return "fail", f"{output} is off{at} (got {value:.17g}, expected {right:.17g})", measured, output
 
 
 def _judge_rejection(port: Port, case: Case, dtype: str) -> _Judged:
@@ -142,7 +148,10 @@ def _judge_rejection(port: Port, case: Case, dtype: str) -> _Judged:
 
 
 def measure(case: Case, got: Arrays, dtype: str) -> tuple[Measured | None, str | None]:
-    """The worst output's error against its limit. Values that are expected not to be numbers count as equal."""
+    """Measure the outputs against their limits. Returns the worst error and the name of its output, None for no output.
+
+    Where a value that is not finite is expected, the error is 0: Port has checked that it is there.
+    """
     tolerance = case.tolerance.inner if isinstance(case.tolerance, Either) else case.tolerance
     assert not isinstance(tolerance, MustReject)
     worst: tuple[Measured | None, str | None] = (None, None)
@@ -150,9 +159,9 @@ def measure(case: Case, got: Arrays, dtype: str) -> tuple[Measured | None, str |
         numbers = np.isfinite(expected) if np.issubdtype(expected.dtype, np.floating) else np.True_
         # Limits that were measured know what a narrow network does to a wide output; a derived bound has one unit.
         unit = dtype if isinstance(tolerance, MonteCarlo) or OPERATIONS[case.op].is_narrow(name) else "float64"
-        found = tolerance.measure(_numbers(got[name], numbers), _numbers(expected, numbers), unit, name)
-        if worst[0] is None or found.fraction > worst[0].fraction:
-            worst = found, name
+        measured = tolerance.measure(_numbers(got[name], numbers), _numbers(expected, numbers), unit, name)
+        if worst[0] is None or measured.fraction > worst[0].fraction:
+            worst = measured, name
     return worst
 
 
@@ -161,7 +170,7 @@ def _numbers(value: Array, numbers: Array | np.bool_) -> Array:
 
 
 def judge_law(port: Port, law: Law, seed: int, shrink: bool = True) -> Outcome:
-    """Check one law and judge it."""
+    """Check one law and judge it. Whatever the port does becomes an outcome; nothing is raised."""
     start = time.perf_counter()
     dtype = law.dtype or port.dtype
 
@@ -174,7 +183,7 @@ def judge_law(port: Port, law: Law, seed: int, shrink: bool = True) -> Outcome:
     own = Port(port.adapter, port.info, dtype)
     try:
         with np.errstate(all="ignore"):
-            hold(law, own, seed, shrink)
+            check_law(law, own, seed, shrink)
     except Missing as reason:
         return outcome("unsupported", str(reason))
     except (Broken, Wrong) as error:
@@ -197,8 +206,9 @@ def _example(error: Exception) -> str:
 def select(
     info: Info, cases: Iterable[Case], laws: Iterable[Law], profiles: Sequence[str]
 ) -> tuple[list[str], list[Case], list[Law]]:
-    """The profiles to run, and their cases and laws: those asked for, else those that the port claims, else all that it
-    has an operation for.
+    """Select the profiles to run, and their cases and laws.
+
+    The profiles are those asked for, else those that the port claims, else all that it has an operation for.
     """
     cases, laws = list(cases), list(laws)
     chosen = list(profiles or info.profiles)
@@ -222,10 +232,11 @@ def run_suite(
     progress: Callable[[Subject], None] | None = None,
     shrink: bool = True,
 ) -> Run:
-    """Every case, then every law, of the profiles.
+    """Judge every case, then every law, of the profiles.
 
-    expected: how many coarse cases and laws each profile has, from the manifest; None: count them here.
-    shrink: look for the simplest example that breaks a law; needs calls that no one can foresee.
+    expected: the number of public cases and laws of each profile, from the manifest; None: count them here.
+    progress: called with each case or law that is done.
+    shrink: look for the simplest example that breaks a law, which makes calls that no one can foresee.
     """
     port = Port(adapter, info, dtype)
     outcomes: list[Outcome] = []
@@ -233,24 +244,28 @@ def run_suite(
         outcomes.append(judge(port, subject) if isinstance(subject, Case) else judge_law(port, subject, seed, shrink))
         if progress is not None:
             progress(subject)
-    outcomes = _blocked(outcomes)
-    found = {name: _profile(name, outcomes, (expected or {}).get(name)) for name in profiles}
-    return Run(info, dtype, seed, found, outcomes)
+    outcomes = mark_blocked(outcomes)
+    results = {name: profile_result(name, outcomes, (expected or {}).get(name)) for name in profiles}
+    return Run(info, dtype, seed, results, outcomes)
 
 
-def _profile(name: str, outcomes: Iterable[Outcome], expected: int | None) -> ProfileResult:
+def profile_result(name: str, outcomes: Iterable[Outcome], expected: int | None) -> ProfileResult:
+    """Count the outcomes of a profile.
+
+    expected: the number of its public cases and laws; None: as many as there are outcomes of such.
+    """
     mine = [o for o in outcomes if name in o.subject.profiles]
-    coarse = [o for o in mine if o.subject.public]
+    public = [o for o in mine if o.subject.public]
     return ProfileResult(
-        len(coarse) if expected is None else expected,
-        sum(o.verdict == "pass" for o in coarse),
-        sum(o.verdict in FAILED for o in mine),
-        sum(o.verdict == "unsupported" for o in coarse),
+        expected=len(public) if expected is None else expected,
+        passed=sum(o.verdict == "pass" for o in public),
+        failed=sum(o.verdict in FAILED for o in mine),
+        unsupported=sum(o.verdict == "unsupported" for o in public),
     )
 
 
-def _blocked(outcomes: list[Outcome]) -> list[Outcome]:
-    """Mark failures of operations made of an operation that fails too: the earliest is the one to mend."""
+def mark_blocked(outcomes: list[Outcome]) -> list[Outcome]:
+    """Mark failures of operations that are made of an operation that fails too: the earliest is the one to mend."""
     first: dict[str, str] = {}
     for outcome in outcomes:
         if outcome.verdict in FAILED:
@@ -266,7 +281,7 @@ def _blocked(outcomes: list[Outcome]) -> list[Outcome]:
 
 
 def exit_code(run: Run) -> int:
-    """0 every profile conforms, 1 something fails, 3 nothing fails but something is unsupported."""
+    """The exit code of a run: 0 conforms, 1 something fails, 3 nothing fails but something is unsupported."""
     if any(outcome.verdict in FAILED for outcome in run.outcomes):
         return 1
     return 0 if all(profile.conforms for profile in run.profiles.values()) else 3

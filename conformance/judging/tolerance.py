@@ -1,11 +1,11 @@
-"""How near is near enough, by class of result, each with its derivation in words.
+"""Tolerances by class of result, each with its derivation in words.
 
 exact         indices, copies and other results without rounding: equal bit for bit, but for the sign of zero
 ulp           float64 scalars with an expected value rounded once from high precision: a count of its ULPs
 bound         at most k u scale with k derived on paper; u is the unit round-off of the output's dtype
 monte_carlo   chains of operations: RMS and largest error at most k times the worst of S runs of the reference whose
-              every operation is randomly rounded in the dtype of the run (montecarlo.py), [NUM-13]
-must_reject   the input is to be refused, and its valid neighbour is not
+              every operation is randomly rounded in the dtype of the run, [NUM-13]
+must_reject   the input is to be refused, and its valid counterpart is not
 either        the specification allows a refusal as well as the right values
 
 Nothing here is adjustable from outside.
@@ -47,6 +47,7 @@ class Measured:
 
     @property
     def passed(self) -> bool:
+        """True when the error is within the limit."""
         return self.error <= self.limit
 
     @property
@@ -64,7 +65,7 @@ def _worst(error: Array, limit: float, unit: str) -> Measured:
 
 @dataclass(frozen=True)
 class Exact:
-    """Equal, element by element."""
+    """Every element is equal."""
 
     why: str
     kind: ClassVar[str] = "exact"
@@ -77,7 +78,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Ulp:
-    """At most `count` units in the last place of the expected float64 value."""
+    """Errors of at most `count` units in the last place of the expected float64 value."""
 
     count: float
     why: str
@@ -89,7 +90,7 @@ class Ulp:
 
 @dataclass(frozen=True)
 class Bound:
-    """At most k u scale; the scale is the largest expected magnitude unless it is given."""
+    """Errors of at most k u scale; the scale is the largest expected magnitude unless it is given."""
 
     k: float
     why: str
@@ -103,7 +104,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one output in one dtype, k already in them."""
+    """Limits of one output in one dtype, with the factor k already in them."""
 
     rms: float
     largest: float
@@ -130,7 +131,7 @@ class MonteCarlo:
 
 @dataclass(frozen=True)
 class MustReject:
-    """The inputs are to be refused with a ValueError."""
+    """The inputs must be refused with a ValueError."""
 
     why: str
     kind: ClassVar[str] = "must_reject"
@@ -141,7 +142,7 @@ Numeric = Exact | Ulp | Bound | MonteCarlo
 
 @dataclass(frozen=True)
 class Either:
-    """The right values, or a refusal."""
+    """Either the right values or a refusal."""
 
     inner: Numeric
     why: str
@@ -156,7 +157,7 @@ _KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (Exact, Ulp, Bound, 
 
 
 def to_json(tolerance: Tolerance) -> dict[str, Any]:
-    """A tolerance as JSON data, its class under `class`."""
+    """Write a tolerance as JSON data, its class under `class`."""
     fields = {f.name: getattr(tolerance, f.name) for f in dataclasses.fields(tolerance)}
     if isinstance(tolerance, Either):
         fields["inner"] = to_json(tolerance.inner)
@@ -169,7 +170,7 @@ def to_json(tolerance: Tolerance) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Tolerance:
-    """The inverse of `to_json`."""
+    """Read a tolerance from JSON data: the inverse of `to_json`."""
     fields = {name: value for name, value in data.items() if name != "class"}
     if data["class"] == "either":
         fields["inner"] = from_json(fields["inner"])
@@ -178,5 +179,5 @@ def from_json(data: Mapping[str, Any]) -> Tolerance:
             dtype: {name: Limits(*pair) for name, pair in outputs.items()}
             for dtype, outputs in fields["limits"].items()
         }
-    found: Tolerance = _KINDS[data["class"]](**fields)
-    return found
+    tolerance: Tolerance = _KINDS[data["class"]](**fields)
+    return tolerance

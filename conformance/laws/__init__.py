@@ -1,4 +1,4 @@
-"""The laws, one module a chapter, with the stems of spec/ and storm_ref/. A module has `LAWS`."""
+"""The laws of the suite, one module a chapter with the stems of spec/ and storm_ref/; each has a list `LAWS`."""
 
 import importlib
 from collections import Counter
@@ -15,5 +15,5 @@ def all_laws() -> list[Law]:
 
 
 def count_by_profile() -> dict[str, int]:
-    """How many coarse laws each profile has."""
+    """The number of public laws of each profile."""
     return dict(Counter(profile for law in all_laws() if law.public for profile in law.profiles))

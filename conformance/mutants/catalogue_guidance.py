@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformance.adapters import reference as adapter
+from conformance.adapters import reference_operations as adapter
 from conformance.mutants.mutant import Patch, chapter, edit
 from storm_ref import edm, guidance, tiling
 from storm_ref.denoiser import denoiser

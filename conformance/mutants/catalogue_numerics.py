@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformance.adapters import reference as adapter
+from conformance.adapters import reference_operations as adapter
 from conformance.mutants.mutant import Patch, chapter, edit
 from storm_ref import attention, cost, denoiser, edm, memory, tiling
 from storm_ref.cost import Cost

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from conformance.adapter import Adapter, Array, Info
-from conformance.adapters import reference as adapter
+from conformance.adapters import reference_operations as adapter
 from conformance.adapters import reference_ranks as parallel
 from conformance.mutants.mutant import MutantPort, Patch, edit
 from storm_ref import assimilation, attention, edm, guidance, memory, tiling, tokenisation, verification

@@ -16,9 +16,9 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from conformance.adapter import Array, Info
-from conformance.adapters import reference as adapter
+from conformance.adapters import reference_operations as adapter
 from conformance.adapters import reference_ranks as parallel
-from conformance.adapters.reference import Reference
+from conformance.adapters.reference import OPERATIONS, Reference
 
 __all__ = [
     "Edit",
@@ -83,7 +83,7 @@ def _bindings(owner: ModuleType | type, name: str) -> list[tuple[Any, str]]:
         return [(owner, name)]
     original = vars(owner)[name]
     modules = [m for key, m in list(sys.modules.items()) if key.startswith("storm_ref.") or m in (adapter, owner)]
-    spaces = [vars(module) for module in modules if module is not None] + [adapter.OPERATIONS]
+    spaces = [vars(module) for module in modules if module is not None] + [OPERATIONS]
     return [(space, key) for space in spaces for key, value in list(space.items()) if value is original]
 
 

@@ -1,4 +1,4 @@
-"""A port as the suite sees it: copies in, checked arrays out, and every other thing that can happen as one exception.
+"""A port as the suite sees it: copies in, checked arrays out, and one exception for everything else that can happen.
 
 Nothing that a port returns is trusted: outputs are named, shaped, typed and finite before anybody compares them.
 """
@@ -29,11 +29,11 @@ class Fault(Exception):
 
 
 class Wrong(Exception):
-    """The port answered with something that cannot be compared: a missing output, another shape or dtype, a NaN."""
+    """The port's answer cannot be compared: an output is missing, of another shape or dtype, or not finite."""
 
 
 def printable(text: object, limit: int = 300) -> str:
-    """A string of the port, safe to print: one line, no control characters, not too long."""
+    """Make a string of the port safe to print: one line, no control characters, not too long."""
     try:
         clean = "".join(c if c.isprintable() else " " for c in str(text))
     except Exception:
@@ -42,23 +42,26 @@ def printable(text: object, limit: int = 300) -> str:
 
 
 class Port:
-    """An adapter in a run of one dtype. `calls` counts them."""
+    """An adapter in a run of one dtype; `calls` counts the calls made."""
 
     def __init__(self, adapter: Adapter, info: Info, dtype: str = "float64") -> None:
-        self.adapter, self.info, self.dtype, self.calls = adapter, info, dtype, 0
+        self.adapter = adapter
+        self.info = info
+        self.dtype = dtype
+        self.calls = 0
 
     def has(self, *ops: str) -> bool:
-        """Whether the port claims all these operations."""
+        """True when the port claims all these operations."""
         return all(op in self.info.ops for op in ops)
 
     def unit(self, op: str, output: str, dtype: str | None = None) -> float:
-        """Unit round-off of an output in this run."""
+        """The unit round-off of an output in this run."""
         return UNIT[(dtype or self.dtype) if OPERATIONS[op].is_narrow(output) else "float64"]
 
     def call(
         self, op: str, inputs: Arrays, params: Params, probes: Sequence[str] = (), dtype: str | None = None
     ) -> dict[str, Array]:
-        """What the port returns for one operation, unchecked but a mapping of strings to arrays; ranks are merged.
+        """Call one operation. The outputs are a mapping of strings to arrays and otherwise unchecked; ranks are merged.
 
         Raises Refused, Missing, Fault or Wrong.
         """
@@ -90,8 +93,9 @@ class Port:
     def outputs(
         self, op: str, inputs: Arrays, params: Params, expected: Arrays, dtype: str | None = None
     ) -> dict[str, Array]:
-        """The outputs that `expected` names, of its shapes, in the dtypes of this run, floats as float64; finite where
-        `expected` is.
+        """Call one operation and return the outputs that `expected` names, floats as float64.
+
+        They have the shapes of `expected` and the dtypes of this run, and are finite where `expected` is.
 
         Raises Refused, Missing, Fault, and Wrong with what makes an output incomparable.
         """
@@ -102,7 +106,7 @@ class Port:
         return {name: _wide(result[name]) for name in expected}
 
     def values(self, op: str, inputs: Arrays, params: Params, *names: str, dtype: str | None = None) -> list[Array]:
-        """The named outputs for a law, which knows no expected values: finite, floats as float64.
+        """Call one operation for a law, which has no expected values: the named outputs, finite, floats as float64.
 
         Raises Refused, Missing, Fault and Wrong.
         """

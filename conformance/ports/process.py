@@ -1,4 +1,4 @@
-"""A port's process: started in a session of its own, spoken to with time limits, ended with all its descendants.
+"""The process of a port: started in a session of its own, called with time limits, ended with all its descendants.
 
 Its standard output is searched for lines that begin with PREFIX; all others are chatter and dropped. The end of its
 standard error is kept for the moment it dies. Neither is ever stored beyond a limit, however much the port writes.
@@ -21,20 +21,23 @@ from conformance.adapter import AdapterError, PortFault
 from conformance.ports.checked import printable
 from conformance.protocol.safe_files import LINE_LIMIT
 
-__all__ = ["PREFIX", "Child"]
+__all__ = ["PREFIX", "PortProcess"]
 
 PREFIX = b"@storm "
 STDERR_KEPT = 8192
 CHUNK = 65536
-LOOK = 0.2  # seconds between looks at whether it lives: its pipes may stay open in a grandchild
+POLL = 0.2  # seconds between checks that it lives: its pipes may stay open in a grandchild
 # One thread: results do not depend on the machine, and ports do not fight the suite for its cores.
-ONE_THREAD = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-        "BLIS_NUM_THREADS", "RAYON_NUM_THREADS", "JULIA_NUM_THREADS",
-    ),
-    "1",
-)  # fmt: skip
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
+    "BLIS_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "JULIA_NUM_THREADS": "1",
+}
 
 
 def _end(process: "subprocess.Popen[bytes]", folder: str, descriptor: int) -> None:
@@ -68,7 +71,7 @@ def _start(words: Sequence[str]) -> "subprocess.Popen[bytes]":
         raise AdapterError(f"the port {words[0]} cannot be started: {error}") from error
 
 
-class Child:
+class PortProcess:
     """A running port with a private `folder` for files; `descriptor` is the folder itself, wherever its name leads.
 
     Raises AdapterError when it cannot be started.
@@ -84,14 +87,18 @@ class Child:
         self.descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._finish = weakref.finalize(self, _end, self.process, self.folder, self.descriptor)
         assert self.process.stdin and self.process.stdout and self.process.stderr
-        self._stdin, self._stdout, self._stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        self._stdin = self.process.stdin
+        self._stdout = self.process.stdout
+        self._stderr = self.process.stderr
         self._open: list[IO[bytes]] = [self._stdout, self._stderr]
         for pipe in (self._stdin, *self._open):
             os.set_blocking(pipe.fileno(), False)
-        self._line, self._errors, self._answers = b"", b"", list[bytes]()
+        self._line = b""
+        self._errors = b""
+        self._answers: list[bytes] = []
 
     def exchange(self, request: bytes, seconds: float) -> list[bytes]:
-        """Send a line; the lines with the prefix, without it, that came together with the first: there should be one.
+        """Send a line and return the answers that arrive together, without their prefix: there should be one.
 
         Raises PortFault: crash, timeout or protocol.
         """
@@ -103,12 +110,12 @@ class Child:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise PortFault("timeout", f"no answer within {seconds:g} s; the port was stopped{self.last_words()}")
-            request = self._pump(request, min(left, LOOK))
-        found, self._answers = self._answers, []
-        return found
+            request = self._pump(request, min(left, POLL))
+        answers, self._answers = self._answers, []
+        return answers
 
     def _pump(self, request: bytes, seconds: float) -> bytes:
-        """Wait until something can be read or written, do it once; the part of the request that is still to be sent."""
+        """Wait until something can be read or written, and do it once. Returns the part of the request left to send."""
         with selectors.DefaultSelector() as selector:
             for pipe in self._open:
                 selector.register(pipe, selectors.EVENT_READ)
@@ -147,7 +154,7 @@ class Child:
             raise self._death() from None
 
     def _death(self) -> PortFault:
-        """What to say of a process whose pipes closed: it died, or it only closed them."""
+        """The fault of a process whose pipes closed: it died, or it only closed them."""
         try:
             status = self.process.wait(1)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
-"""`python -m conformance.ports.serve MODULE:OBJECT`: a Python adapter behind the wire protocol, in its own process.
+"""`python -m conformance.ports.serve MODULE:OBJECT` puts a Python adapter behind the wire protocol.
 
-What the port prints goes to standard error: the protocol keeps a private copy of standard output, and of the input.
+The port runs in a process of its own. What it prints goes to standard error: the protocol keeps private copies of
+standard input and output.
 """
 
 import faulthandler
@@ -27,7 +28,7 @@ TEXT_LIMIT = 2000
 def answer_of(
     adapter: Adapter, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Sequence[str] = ()
 ) -> tuple[dict[str, Any], bytes]:
-    """What an adapter did, as an answer of the protocol without its id, and the file of its outputs or nothing."""
+    """Run an operation. Returns an answer of the protocol without its id, and the bytes of the outputs file, if any."""
     try:
         result = adapter.run(op, inputs, params, probes)
     except Unsupported as reason:

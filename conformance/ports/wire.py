@@ -1,4 +1,4 @@
-"""A port as a program: JSON lines on its standard input and output, arrays in safetensors files.
+"""The wire protocol of a port that is a program: JSON lines on its standard streams, arrays in safetensors files.
 
 The suite writes one request a line and waits for one answer, a line that begins with `@storm `. Lines without it are
 ignored, so that a port may print what it likes; one that prints without ending its lines starts its answers with a
@@ -35,10 +35,10 @@ import numpy as np
 from conformance import SPEC, WIRE
 from conformance.adapter import AdapterError, Array, Info, PortFault, Unsupported
 from conformance.ports.checked import printable
-from conformance.ports.process import Child
+from conformance.ports.process import PortProcess
 from conformance.protocol.safe_files import file_to_arrays, parse_object, read_file, safetensors_bytes
 
-__all__ = ["WireAdapter", "command_words", "host_words", "plain_json", "said"]
+__all__ = ["WireAdapter", "command_words", "exception_of", "plain_json", "serve_words"]
 
 START_SECONDS = 60.0  # at least, for a port to start: importing a framework is slow on a busy machine
 STARTS = 3  # failed ones in a row before it is left alone
@@ -46,7 +46,7 @@ GRACE = 2.0  # seconds to end by itself
 
 
 def command_words(text: str) -> list[str]:
-    """A command line as words. Raises ValueError when it is empty or ill-quoted, AdapterError if it is not there."""
+    """Split a command line into words. Raises ValueError for none, AdapterError when there is no such program."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -58,7 +58,7 @@ def command_words(text: str) -> list[str]:
     return words
 
 
-def host_words(name: str) -> list[str]:
+def serve_words(name: str) -> list[str]:
     """The command that serves the Python adapter `module:object` over the wire."""
     return [sys.executable, "-m", "conformance.ports.serve", name]
 
@@ -70,14 +70,14 @@ def _plain(value: object) -> object:
 
 
 def plain_json(data: Mapping[str, Any]) -> bytes:
-    """One line of JSON, NumPy scalars as numbers. Raises TypeError for what JSON cannot say: a fault of the suite."""
+    """Encode one line of JSON, NumPy scalars as numbers. Raises TypeError for what JSON cannot hold."""
     try:
         return json.dumps(data, allow_nan=False, default=_plain).encode() + b"\n"
     except ValueError as error:
         raise TypeError(f"the suite cannot send this: {error}") from error
 
 
-def said(answer: Mapping[str, Any]) -> Exception:
+def exception_of(answer: Mapping[str, Any]) -> Exception:
     """The exception that an answer without outputs stands for: Unsupported, ValueError, or one named as the port's.
 
     Raises PortFault when it is none of these.
@@ -109,7 +109,9 @@ def _texts(answer: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _info(answer: Mapping[str, Any]) -> Info:
-    """Raises AdapterError for another version of the wire or the specification, PortFault for a malformed answer."""
+    """The Info of an answer to `describe`. Raises AdapterError for another version of the wire or the specification,
+    PortFault for a malformed answer.
+    """
     if answer.get("answer") == "error":
         raise AdapterError(printable(f"{_text(answer, 'type')}: {_text(answer, 'message')}", 1000))
     if answer.get("answer") != "info":
@@ -120,83 +122,92 @@ def _info(answer: Mapping[str, Any]) -> Info:
             raise AdapterError(f"the port is made for version {theirs} of the {what}, this suite judges {mine}")
     name, version = (printable(_text(answer, key), 100) for key in ("name", "version"))
     dtypes, profiles = (tuple(_texts(answer, key)) for key in ("dtypes", "profiles"))
-    return Info(name, version, frozenset(_texts(answer, "ops")), dtypes or ("float64",), profiles)
+    ops = frozenset(_texts(answer, "ops"))
+    return Info(name, version, ops, dtypes or ("float64",), profiles)
 
 
 class WireAdapter:
-    """The port that the command `words` starts; `timeout` seconds a call, `start` until it has described itself."""
+    """The port that the command `words` starts.
+
+    timeout: seconds that a call may take.
+    start: seconds until the port has described itself; by default `timeout`, but START_SECONDS at least.
+    """
 
     def __init__(self, words: Sequence[str], timeout: float, start: float | None = None) -> None:
         if not timeout > 0:
             raise ValueError(f"the time limit of a call must be positive, got {timeout}")
-        self.words, self.timeout = list(words), timeout
+        self.words = list(words)
+        self.timeout = timeout
         self.start = max(timeout, START_SECONDS) if start is None else start
-        self._child: Child | None = None
-        self._id = self._failed = 0
+        self._process: PortProcess | None = None
+        self._id = 0  # of the last request
+        self._failed = 0  # starts in a row
 
     def describe(self) -> Info:
-        """Starts the program if it is not running. Raises AdapterError when it does not start or describe itself."""
+        """Start the program if it is not running. Raises AdapterError when it does not start or describe itself."""
         try:
-            return self._describe(self._child or self._begin())
+            return self._describe(self._process or self._begin())
         except PortFault as fault:
             raise AdapterError(f"the port did not describe itself ({fault.kind}): {printable(fault, 1000)}") from fault
 
     def run(
         self, op: str, inputs: Mapping[str, Array], params: Mapping[str, Any], probes: Sequence[str] = ()
     ) -> Mapping[str, Array]:
-        """One call. Raises Unsupported, ValueError and the port's other exceptions as it answered, PortFault else."""
-        child = self._running()
+        """Make one call. Raises what the port answered (Unsupported, ValueError or an exception named as the port's),
+        and PortFault when it did not answer.
+        """
+        process = self._running()
         request = {"request": "run", "op": op, "params": params, "probes": list(probes)}
         try:
-            answer = self._call(child, request, inputs)
+            answer = self._call(process, request, inputs)
             if answer.get("answer") != "outputs":
-                told = said(answer)
+                error = exception_of(answer)
             else:
-                return self._outputs(child, answer)
+                return self._outputs(process, answer)
         except BaseException:  # also Ctrl-C: whatever the program says next belongs to no call
             self._stop()
             raise
         finally:
-            self._tidy(child)
-        raise told
+            self._tidy(process)
+        raise error
 
     def close(self) -> None:
         """End the program and remove its folder."""
-        if self._child is not None:
-            self._child.close(plain_json({"id": self._id + 1, "request": "quit"}), GRACE)
-            self._child = None
+        if self._process is not None:
+            self._process.close(plain_json({"id": self._id + 1, "request": "quit"}), GRACE)
+            self._process = None
 
     def _stop(self) -> None:
-        if self._child is not None:
-            self._child.close()
-            self._child = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
-    def _begin(self) -> Child:
-        self._child = Child(self.words)
-        return self._child
+    def _begin(self) -> PortProcess:
+        self._process = PortProcess(self.words)
+        return self._process
 
-    def _describe(self, child: Child) -> Info:
+    def _describe(self, process: PortProcess) -> Info:
         try:
-            return _info(self._ask(child, {"request": "describe", "wire": WIRE, "spec": SPEC}, self.start))
+            return _info(self._ask(process, {"request": "describe", "wire": WIRE, "spec": SPEC}, self.start))
         except BaseException:
             self._stop()
             raise
 
-    def _running(self) -> Child:
+    def _running(self) -> PortProcess:
         """The running program; a fresh one describes itself first, so that no call's time is spent on its start."""
-        if self._child is not None:
-            return self._child
+        if self._process is not None:
+            return self._process
         if self._failed >= STARTS:
             raise PortFault("crash", f"the port failed to start {STARTS} times in a row and is left alone")
         self._failed += 1
-        child = self._begin()
-        self._describe(child)
+        process = self._begin()
+        self._describe(process)
         self._failed = 0
-        return child
+        return process
 
-    def _ask(self, child: Child, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    def _ask(self, process: PortProcess, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         self._id += 1
-        answers = child.exchange(plain_json({"id": self._id} | dict(request)), seconds)
+        answers = process.exchange(plain_json({"id": self._id} | dict(request)), seconds)
         if len(answers) > 1:
             raise PortFault("protocol", f"the port gave {len(answers)} answers to one call")
         answer = parse_object(answers[0])
@@ -205,26 +216,26 @@ class WireAdapter:
             raise PortFault("protocol", f"the port answered call {printable(number, 40)}, it was asked call {self._id}")
         return answer
 
-    def _call(self, child: Child, request: dict[str, Any], inputs: Mapping[str, Array]) -> dict[str, Any]:
+    def _call(self, process: PortProcess, request: dict[str, Any], inputs: Mapping[str, Array]) -> dict[str, Any]:
         names = self._names()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            file = os.open(names[0], flags, 0o600, dir_fd=child.descriptor)
+            file = os.open(names[0], flags, 0o600, dir_fd=process.descriptor)
         except OSError as error:  # there already: made by the port, perhaps a link to somewhere else
             raise PortFault("protocol", f"the port meddled with the suite's files: {error.strerror}") from error
         with os.fdopen(file, "wb") as stream:
             stream.write(safetensors_bytes(inputs))
-        paths = [os.path.join(child.folder, name) for name in names]
-        return self._ask(child, request | dict(zip(("inputs", "outputs"), paths, strict=True)), self.timeout)
+        paths = [os.path.join(process.folder, name) for name in names]
+        return self._ask(process, request | dict(zip(("inputs", "outputs"), paths, strict=True)), self.timeout)
 
-    def _outputs(self, child: Child, answer: Mapping[str, Any]) -> dict[str, Array]:
-        """The arrays of the file that was asked for; an answer may repeat its name, and may name no other."""
+    def _outputs(self, process: PortProcess, answer: Mapping[str, Any]) -> dict[str, Array]:
+        """Read the file that was asked for; an answer may repeat its name, and may name no other."""
         name = f"{self._id}.out.safetensors"
         named = answer.get("outputs", name)
-        if named not in (name, os.path.join(child.folder, name)):
+        if named not in (name, os.path.join(process.folder, name)):
             raise PortFault("protocol", f"outputs belong in {name}, the port named {printable(named, 80)}")
         try:
-            return file_to_arrays(read_file(name, child.descriptor))
+            return file_to_arrays(read_file(name, process.descriptor))
         except FileNotFoundError:
             raise PortFault("protocol", f"the port answered 'outputs' and wrote no {name}") from None
 
@@ -232,9 +243,9 @@ class WireAdapter:
         """The files of the next call."""
         return [f"{self._id + 1}.{part}.safetensors" for part in ("in", "out")]
 
-    def _tidy(self, child: Child) -> None:
+    def _tidy(self, process: PortProcess) -> None:
         """Remove the files of the last call, if the folder is still there."""
-        if self._child is child:
+        if self._process is process:
             for part in ("in", "out"):
                 with contextlib.suppress(OSError):
-                    os.unlink(f"{self._id}.{part}.safetensors", dir_fd=child.descriptor)
+                    os.unlink(f"{self._id}.{part}.safetensors", dir_fd=process.descriptor)

@@ -1,4 +1,4 @@
-"""Answers of many ranks as one: a port that runs as several processes may return what each of them has.
+"""Merge the answers of many ranks: a port that runs as several processes may return what each of them has.
 
 Such a port returns `rank.R.NAME` for every rank R of the mesh in the params, in place of an assembled NAME. What all
 ranks have must have the same bits on all of them: ranks that differ by a rounding today differ by more at each step
@@ -14,7 +14,18 @@ import numpy as np
 
 from conformance.adapter import Array, Params
 
-__all__ = ["APART", "RanksError", "file_of", "launched", "merge", "number", "plain", "rank_of", "ranks_of", "without"]
+__all__ = [
+    "APART",
+    "RanksError",
+    "file_of",
+    "launched",
+    "merge",
+    "missing_ranks",
+    "number",
+    "plain",
+    "rank_of",
+    "ranks_of",
+]
 
 APART = frozenset({"extents"})
 _NAMED = re.compile(r"rank\.(0|[1-9]\d{0,5})\.(.+)", re.DOTALL)
@@ -30,11 +41,11 @@ LAUNCHERS = (
 
 
 class RanksError(Exception):
-    """Ranks that disagree, that are missing, or that are none of the mesh's."""
+    """Ranks disagree or are missing, or one is none of the mesh's."""
 
 
 def number(mesh: Mapping[str, Any]) -> int:
-    """How many ranks a mesh has."""
+    """The number of ranks of a mesh."""
     product = 1
     for axis in AXES:
         product *= int(mesh.get(axis, 1))
@@ -42,25 +53,25 @@ def number(mesh: Mapping[str, Any]) -> int:
 
 
 def ranks_of(params: Params) -> int | None:
-    """The number of ranks that the params ask for; None where they speak of no mesh."""
+    """The number of ranks that the params ask for, None where they name no mesh."""
     return number(params["mesh"]) if isinstance(params.get("mesh"), Mapping) else None
 
 
 def plain(name: str) -> str:
     """The name of an output without the rank before it."""
-    found = _NAMED.fullmatch(name)
-    return found[2] if found else name
+    match = _NAMED.fullmatch(name)
+    return match[2] if match else name
 
 
 def file_of(rank: int) -> str:
-    """Where a rank's outputs go in a folder of answers."""
+    """The name of the file with a rank's outputs, in a folder of answers."""
     return f"outputs.rank{rank}.safetensors"
 
 
 def rank_of(file: str) -> int | None:
-    """The rank that a file of a folder of answers is of."""
-    found = _FILE.fullmatch(file)
-    return int(found[1]) if found else None
+    """The rank whose outputs a file of a folder of answers has; None for any other file."""
+    match = _FILE.fullmatch(file)
+    return int(match[1]) if match else None
 
 
 def launched() -> tuple[int, int]:
@@ -72,8 +83,8 @@ def launched() -> tuple[int, int]:
     raise ValueError(f"no launcher started this process: none of {names} is set; use torchrun, mpirun or srun")
 
 
-def without(there: Iterable[int], ranks: int) -> str:
-    """Which ranks are missing, in words; empty when none is. Raises RanksError for one that the mesh does not have."""
+def missing_ranks(there: Iterable[int], ranks: int) -> str:
+    """Name the missing ranks in words; empty when none is. Raises RanksError for one that the mesh does not have."""
     known = set(there)
     strange = sorted(rank for rank in known if rank >= ranks)
     if strange:
@@ -83,7 +94,7 @@ def without(there: Iterable[int], ranks: int) -> str:
 
 
 def merge(result: Mapping[str, Array], params: Params) -> dict[str, Array]:
-    """The outputs by their plain names; those of APART, and of a call without a mesh, as they are.
+    """Return the outputs by their plain names; those of APART, and those of a call without a mesh, stay as they are.
 
     Raises RanksError when ranks disagree, when one is missing, and when an output is there both ways.
     """
@@ -93,13 +104,13 @@ def merge(result: Mapping[str, Array], params: Params) -> dict[str, Array]:
     merged: dict[str, Array] = {}
     parts: dict[str, dict[int, Array]] = {}
     for name, value in result.items():
-        found = _NAMED.fullmatch(name)
-        if found:
-            parts.setdefault(found[2], {})[int(found[1])] = value
+        match = _NAMED.fullmatch(name)
+        if match:
+            parts.setdefault(match[2], {})[int(match[1])] = value
         else:
             merged[name] = value
     for name, by_rank in parts.items():
-        missing = without(by_rank, ranks)
+        missing = missing_ranks(by_rank, ranks)
         if missing:
             raise RanksError(f"the output {_short(name)} of {missing} is missing")
         if name in merged:
@@ -107,12 +118,12 @@ def merge(result: Mapping[str, Array], params: Params) -> dict[str, Array]:
         if name in APART:
             merged |= {f"rank.{rank}.{name}": value for rank, value in by_rank.items()}
         else:
-            _agree(name, by_rank, ranks)
+            _check_equal(name, by_rank, ranks)
             merged[name] = by_rank[0]
     return merged
 
 
-def _agree(name: str, by_rank: Mapping[int, Array], ranks: int) -> None:
+def _check_equal(name: str, by_rank: Mapping[int, Array], ranks: int) -> None:
     first = by_rank[0]
     for rank in range(1, ranks):
         other = by_rank[rank]
@@ -121,12 +132,12 @@ def _agree(name: str, by_rank: Mapping[int, Array], ranks: int) -> None:
             raise RanksError(f"ranks disagree: {_short(name)} is {kinds} on rank 0 and rank {rank}")
         if first.tobytes() != other.tobytes():
             raise RanksError(
-                f"ranks disagree: {_short(name)} differs between rank 0 and rank {rank}, {_by(first, other)}"
+                f"ranks disagree: {_short(name)} differs between rank 0 and rank {rank}, {_difference(first, other)}"
             )
 
 
-def _by(first: Array, other: Array) -> str:
-    """By how much, and where first; values that are equal may still have other bits: a NaN, the sign of a zero."""
+def _difference(first: Array, other: Array) -> str:
+    """The largest difference in words, and where the first is. Equal values may differ in the sign of a zero."""
     with np.errstate(all="ignore"):
         apart = np.abs(first.astype(np.float64) - other.astype(np.float64))
     bad = np.argwhere(~(first == other))

@@ -33,7 +33,7 @@ LINE_LIMIT = 2**20
 
 
 def read_file(name: str | Path, folder: int | None = None, limit: int = FILE_LIMIT) -> bytes:
-    """The bytes of a plain file of at most `limit` bytes; `folder` is the descriptor that a relative name starts from.
+    """Read a plain file of at most `limit` bytes; `folder` is the descriptor that a relative name starts from.
 
     Links, pipes and devices are refused. Raises PortFault, and FileNotFoundError when there is no such file.
     """
@@ -57,7 +57,7 @@ def read_file(name: str | Path, folder: int | None = None, limit: int = FILE_LIM
 
 
 def _read(file: int, size: int) -> bytes:
-    """At most `size` bytes: a file that grows meanwhile is cut."""
+    """Read at most `size` bytes: a file that grows meanwhile is cut."""
     parts: list[bytes] = []
     while size > 0 and (part := os.read(file, size)):
         parts.append(part)
@@ -109,9 +109,9 @@ def _no_constant(name: str) -> float:
 def parse_object(data: bytes) -> dict[str, Any]:
     """A JSON object; bytes that are not UTF-8 become replacement characters. Raises PortFault for anything else."""
     try:
-        found = json.loads(data.decode("utf-8", "replace"), parse_constant=_no_constant)
+        parsed = json.loads(data.decode("utf-8", "replace"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise PortFault("protocol", f"the answer is not JSON: {error}; it begins {data[:40]!r}") from error
-    if not isinstance(found, dict):
-        raise PortFault("protocol", f"the answer is not a JSON object but {type(found).__name__}")
-    return found
+    if not isinstance(parsed, dict):
+        raise PortFault("protocol", f"the answer is not a JSON object but {type(parsed).__name__}")
+    return parsed

@@ -1,4 +1,4 @@
-"""One thread, before numpy and torch start theirs: imported first by the command.
+"""Limit NumPy and PyTorch to one thread: imported by the command before anything that starts threads.
 
 One and two threads differ in the last bits, [NUM-10], and on arrays as small as these a second thread only waits.
 """
