@@ -240,7 +240,8 @@ def test_main_explains_what_it_can_without_torch_and_matplotlib(tmp_path: Path) 
     (tmp_path / "lean_port.py").write_text(f"import numpy as np\nfrom conformance.adapter import Info\n\n\n{port}")
     program = "import sys; sys.modules.update(torch=None, matplotlib=None); from conformance.__main__ import main; "
     program += "sys.exit(main(['explain', 'attention/gate', '--adapter', 'lean_port:Port', '--in-process']))"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
     told = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
     )

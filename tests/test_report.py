@@ -161,7 +161,7 @@ def test_junit_tells_verdicts_apart() -> None:
     tests = {test.get("name"): test for test in ET.fromstring(junit(BAD)).iter("testcase")}
     kinds = {name: [child.tag for child in test] for name, test in tests.items()}
     assert kinds["weights"] == [] and kinds["weights-closed"] == ["failure"] and kinds["crash"] == ["error"]
-    assert kinds["tiles"] == ["failure"] and kinds["lacking"] == ["skipped"]  # coarse, fine
+    assert kinds["tiles"] == ["failure"] and kinds["lacking"] == ["skipped"]  # public, internal
     told = tests["weights-closed"][0]
     assert told.get("message") == "weight is off plain words" and told.get("type") == "fail"
     assert tests["weights-closed"].get("time") == "0.2500"
@@ -380,9 +380,10 @@ def test_formula_is_mathml(source: str, want: str) -> None:
 
 
 def test_requirement_html_marks_up_code_and_emphasis() -> None:
-    source = "*keeps* **all** `a<b` of [this](x.md) & $2$"
-    want = "<em>keeps</em> <b>all</b> <code>a&lt;b</code> of this &amp; "
-    assert requirement_html(source) == f'{want}<math display="inline"><mrow><mn>2</mn></mrow></math>'
+    source = "*keeps* **all** `a<b` of [this](x.md) & $2$, $2$"
+    words = "<em>keeps</em> <b>all</b> <code>a&lt;b</code> of this &amp; "
+    two = '<math display="inline"><mrow><mn>2</mn></mrow></math>'
+    assert requirement_html(source) == f'{words}<span class="formula">{two},</span> {two}'
 
 
 def test_requirement_html_knows_the_specifications_tex() -> None:

@@ -14,15 +14,16 @@ SHORT = 24  # characters of a formula that fits everywhere; longer ones scroll s
 
 def requirement_html(text: str) -> str:
     """Render one requirement's text: `code`, $formulas$, **bold** and *emphasis*; all else is escaped."""
-    parts = re.split(r"(`[^`]*`|\$[^$]*\$)", text)
+    parts = re.split(r"(`[^`]*`|\$[^$]*\$[,.;:)]*)", text)
     return "".join(_part(part) for part in parts)
 
 
 def _part(part: str) -> str:
     if len(part) > 1 and part[0] == part[-1] == "`":
         return f"<code>{html.escape(part[1:-1])}</code>"
-    if len(part) > 1 and part[0] == part[-1] == "$":
-        return formula(part[1:-1])
+    mathematics = re.fullmatch(r"\$([^$]*)\$([,.;:)]*)", part)
+    if mathematics:
+        return _unbroken(mathematics[1], mathematics[2])
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", html.escape(part))  # a link's words: the file lies elsewhere
     return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", plain))
 
@@ -35,5 +36,11 @@ def formula(source: str) -> str:
         # The converter writes signs as character references, which the serialiser would escape once more.
         node.text = html.unescape(node.text) if node.text else None
     del element.attrib["xmlns"]
-    mathml = ET.tostring(element, encoding="unicode")
-    return mathml if len(source) <= SHORT else f'<span class="formula">{mathml}</span>'
+    return ET.tostring(element, encoding="unicode")
+
+
+def _unbroken(source: str, punctuation: str) -> str:
+    """Render a formula with the punctuation that follows it, which does not start a line of its own."""
+    if not punctuation and len(source) <= SHORT:
+        return formula(source)
+    return f'<span class="formula">{formula(source)}{punctuation}</span>'

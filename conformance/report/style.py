@@ -39,9 +39,10 @@ a { color: var(--link); } small, .muted { color: var(--muted); } small { font-si
 code { font: .88em/1.45 ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { margin: .4rem 0; padding: .5rem .7rem; overflow-x: auto; background: var(--page); border: 1px solid var(--line);
   border-radius: .3rem; overflow-wrap: normal; }
-math { font-size: 1.06em; }
-@media (max-width: 48rem) { .formula { display: inline-block; max-width: 100%; overflow-x: auto; padding: .15em 0;
-  vertical-align: middle; white-space: nowrap; } }
+math { font-size: 1.06em; } .formula { white-space: nowrap; }
+@media (max-width: 48rem) {
+  .formula { display: inline-block; max-width: 100%; overflow-x: auto; padding: .15em 0; vertical-align: middle; }
+}
 .banner { border: 1px solid var(--line); border-left: .6rem solid var(--tone); background: var(--card);
   border-radius: .4rem; padding: .9rem 1.1rem; }
 .banner .verdict { color: var(--tone); }
