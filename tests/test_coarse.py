@@ -10,7 +10,8 @@ from counting import Count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_problems import CONFIG, EPS, NETWORK, World, normal, world
-from storm_ref.experiments.public import (
+
+from storm_ref.experiments.coarse import (
     attend,
     block_step,
     blocks,
@@ -20,7 +21,6 @@ from storm_ref.experiments.public import (
     outside,
     pool,
 )
-
 from storm_ref.tiling import Axis, Tiling, tiled_denoiser
 from storm_ref.workbench.prior.covariance import white
 

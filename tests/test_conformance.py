@@ -20,6 +20,7 @@ from conformance.adapters.reference import OPERATIONS, Reference
 from conformance.judging import law as laws_module
 from conformance.judging.case import Case
 from conformance.judging.law import Broken, Draw, Law, arrays, check_close, check_equal
+from conformance.judging.requirements import requirements
 from conformance.judging.result import read_result, result, write_result
 from conformance.judging.runner import Outcome, ProfileResult, Run, exit_code, judge, judge_law, run_suite, select
 from conformance.judging.vectors import load_cases
@@ -27,7 +28,7 @@ from conformance.laws import all_laws
 from conformance.ports.checked import Port
 from conformance.protocol.operations import OPERATIONS as TABLE
 from conformance.protocol.operations import PROFILES, UNIT, ancestors, round_to, to_dtype
-from conformance.report import print_report, requirement_text
+from conformance.report import print_report
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = load_cases()
@@ -593,19 +594,8 @@ def test_law_module_is_the_one_place_of_hypothesis() -> None:
         assert not _imports(path, top=False) & {"conformance", "hypothesis"}, path
 
 
-def test_requirement_text_joins_its_lines_and_stops(tmp_path: Path) -> None:
-    (tmp_path / "one.md").write_text("**[TOY-1]** A thing MUST\nbe.\n\nMore.\n- **[TOY-2]** Another\n- item\n")
-    assert requirement_text("TOY-1", tmp_path) == "A thing MUST be."
-    assert requirement_text("TOY-2", tmp_path) == "Another"
-    assert requirement_text("TOY-3", tmp_path) is None
-
-
-def test_requirement_text_without_a_specification(tmp_path: Path) -> None:
-    assert requirement_text("TOK-1", tmp_path / "absent") is None
-
-
 def test_cases_have_distinct_ids_and_known_requirements() -> None:
     assert len(BY_ID) == len(CASES) >= 150
     for case in CASES:
         for requirement in case.requirements:
-            assert requirement_text(requirement) is not None, f"{case.id} cites {requirement}"
+            assert requirement in requirements(), f"{case.id} cites {requirement}"

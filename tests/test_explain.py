@@ -1,6 +1,8 @@
 """Explanations: the requirement, the code, the first wrong intermediate, the shape of the error, the mistake's name."""
 
-import argparse
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +16,15 @@ from conformance.adapter import Info
 from conformance.adapters.numpy import network as numpy_network
 from conformance.adapters.numpy.port import adapter as numpy_adapter
 from conformance.adapters.reference import Reference
-from conformance.authoring.traceability import code_places, requirements
-from conformance.explain import likely_mutants as suspects
-from conformance.explain.command import draw_error
-from conformance.explain.likely_mutants import LineUp, answer, distance
-from conformance.explain.stages import axis_names, by_axis, free_running, looks_like, probe_names, stages
+from conformance.explain.code import code_places
+from conformance.explain.error import axis_names, by_axis, draw_error, looks_like
+from conformance.explain.stages import free_running, probe_names, stages
 from conformance.judging.case import Case
+from conformance.judging.requirements import requirements
 from conformance.judging.runner import FAILED, judge
 from conformance.judging.vectors import load_cases
 from conformance.mutants import MUTANTS, adapter_of
+from conformance.mutants.likely_mutants import LineUp, answer_of, distance
 from conformance.ports.checked import Port
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # what the reference refuses, not what its annotations do
@@ -60,9 +62,8 @@ TRUTH = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
     ],
 )
 def test_looks_like_says_what_it_is(got: np.ndarray[Any, Any], says: str) -> None:
-    assert any(says in sentence for sentence in looks_like(got, TRUTH, "denoised", 1e-9)), looks_like(
-        got, TRUTH, "denoised", 1e-9
-    )
+    sentences = looks_like(got, TRUTH, "denoised", 1e-9)
+    assert any(says in sentence for sentence in sentences), sentences
 
 
 def test_looks_like_says_nothing_it_cannot_know() -> None:
@@ -75,10 +76,10 @@ def test_looks_like_says_nothing_it_cannot_know() -> None:
 def test_by_axis_is_the_rms_of_each_slice() -> None:
     error = np.zeros_like(TRUTH)
     error[1, :, 2, :] = 3.0
-    found = dict(by_axis(TRUTH + error, TRUTH, "denoised"))
-    assert list(found) == ["sample", "channel", "row", "column"]
-    np.testing.assert_allclose(found["sample"], [0, 3 * (1 / 4) ** 0.5])
-    np.testing.assert_allclose(found["row"], [0, 0, 3 * 0.5**0.5, 0])
+    rms = dict(by_axis(TRUTH + error, TRUTH, "denoised"))
+    assert list(rms) == ["sample", "channel", "row", "column"]
+    np.testing.assert_allclose(rms["sample"], [0, 3 * (1 / 4) ** 0.5])
+    np.testing.assert_allclose(rms["row"], [0, 0, 3 * 0.5**0.5, 0])
     assert axis_names("denoised", (3,)) == ("axis 0",)
 
 
@@ -91,18 +92,19 @@ def test_by_axis_is_the_rms_of_each_slice() -> None:
 )
 def test_first_difference_is_where_the_fault_is(mutant: str, first: str, wrong_part: str) -> None:
     port = mutant_port(mutant)
-    found = free_running(port, Reference(), WHOLE, "float64")
-    assert [stage.name for stage in found] == list(probe_names(WHOLE))
-    assert next(stage.name for stage in found if stage.off) == first
+    compared = free_running(port, Reference(), WHOLE, "float64")
+    assert [stage.name for stage in compared] == list(probe_names(WHOLE))
+    assert next(stage.name for stage in compared if stage.off) == first
     parts = dict(stages(port, Reference(), WHOLE, "float64"))
     assert parts[wrong_part].verdict in FAILED
     assert parts["noise embedding"].verdict == "pass"
 
 
 def test_first_difference_within_a_block() -> None:
-    found = free_running(mutant_port("layer_norm_eps"), Reference(), BY_ID["attention/block-near-constant"], "float64")
-    assert [stage.name for stage in found if stage.off] == ["spatial", "temporal"]
-    assert [stage.name for stage in found] == ["gamma", "spatial", "temporal"]
+    case = BY_ID["attention/block-near-constant"]
+    compared = free_running(mutant_port("layer_norm_eps"), Reference(), case, "float64")
+    assert [stage.name for stage in compared if stage.off] == ["spatial", "temporal"]
+    assert [stage.name for stage in compared] == ["gamma", "spatial", "temporal"]
 
 
 def test_a_part_that_only_inherits_an_error_is_right_by_itself() -> None:
@@ -133,8 +135,8 @@ def test_probes_are_optional() -> None:
         def run(self, op: str, inputs: dict[str, Any], params: dict[str, Any], probes: Sequence[str]) -> Any:
             return Reference().run(op, inputs, params, ())
 
-    found = free_running(Port(Shy(), Reference().describe()), Reference(), WHOLE, "float64")
-    assert {stage.said for stage in found} == {"the port does not offer this probe"}
+    compared = free_running(Port(Shy(), Reference().describe()), Reference(), WHOLE, "float64")
+    assert {stage.note for stage in compared} == {"the port does not offer this probe"}
 
 
 # Which mistake it is.
@@ -153,25 +155,25 @@ def lineup() -> LineUp:
     "name",
     ["tokens_column_major", "memory_not_rescaled", "gate_reversed", "embedding_unquartered", "schedule_over_n"],
 )
-def test_suspects_names_a_mutant_of_the_catalogue(lineup: LineUp, name: str) -> None:
-    assert suspects.named(lineup, name, _first_failure(lineup.ports[name]))
+def test_likely_names_a_mutant_of_the_catalogue(lineup: LineUp, name: str) -> None:
+    assert lineup.names_rightly(name, _first_failure(lineup.ports[name]))
 
 
 def _reversed_gate(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *a: 1 - right(*a)
 
 
-def test_suspects_names_a_mistake_in_another_implementation(lineup: LineUp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likely_names_a_mistake_in_another_implementation(lineup: LineUp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The NumPy port shares no code with the catalogue, and its errors are recognised all the same."""
     monkeypatch.setattr(numpy_network, "gate", _reversed_gate(numpy_network.gate))
     port = Port(numpy_adapter, numpy_adapter.describe())
     for name in ("attention/gate", "denoiser/generic-weights"):
         outcome = judge(port, BY_ID[name])
         assert outcome.verdict == "fail"
-        assert lineup.suspects(port, outcome)[0].name == "gate_reversed"
+        assert lineup.likely(port, outcome)[0].name == "gate_reversed"
 
 
-def test_suspects_is_silent_on_an_error_nobody_knows(lineup: LineUp) -> None:
+def test_likely_is_silent_on_an_error_nobody_knows(lineup: LineUp) -> None:
     class Odd:
         def describe(self) -> Info:
             return Reference().describe()
@@ -181,12 +183,13 @@ def test_suspects_is_silent_on_an_error_nobody_knows(lineup: LineUp) -> None:
             return {name: value + np.sin(np.arange(value.size)).reshape(value.shape) for name, value in result.items()}
 
     port = Port(Odd(), Reference().describe())
-    assert lineup.suspects(port, judge(port, WHOLE)) == []
-    assert lineup.suspects(reference_port(), judge(reference_port(), WHOLE)) == []
+    assert lineup.likely(port, judge(port, WHOLE)) == []
+    assert lineup.likely(reference_port(), judge(reference_port(), WHOLE)) == []
 
 
 def test_distance_is_one_where_the_mutant_is_right() -> None:
-    mine, right = answer(mutant_port("gate_reversed"), WHOLE), answer(reference_port(), WHOLE)
+    mine = answer_of(mutant_port("gate_reversed"), WHOLE)
+    right = answer_of(reference_port(), WHOLE)
     assert distance(mine, mine, WHOLE) == 0.0 and distance(mine, right, WHOLE) == pytest.approx(1.0)
     assert distance(mine, replace(mine, kind="refused"), WHOLE) == np.inf
 
@@ -199,11 +202,16 @@ def test_main_explains_from_requirement_to_command(tmp_path: Path, capsys: pytes
     assert main([*words, "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     for part in (
-        "FAIL  denoiser/generic-weights", "[NET-3] It MUST apply blocks", "storm_ref/denoiser.py:",
-        "The first that is off is block.0", "Wrong by itself: block 0, block 1", "rms error by sample",
-        "gate_reversed: ", "exactly this result",
+        "FAIL  denoiser/generic-weights",
+        "[NET-3] It MUST apply blocks",
+        "storm_ref/denoiser.py:",
+        "The first that is off is block.0",
+        "Wrong by itself: block 0, block 1",
+        "rms error by sample",
+        "gate_reversed: ",
+        "exactly this result",
         "python -m conformance explain denoiser/generic-weights --adapter conformance.mutants:gate_reversed",
-    ):  # fmt: skip
+    ):
         assert part in said, part
     picture = tmp_path / "explain-denoiser-generic-weights.png"
     assert picture.read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
@@ -221,6 +229,25 @@ def test_main_explains_that_nothing_is_wrong(tmp_path: Path, capsys: pytest.Capt
     assert main(["explain", "edm/schedule-default", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "PASS  edm/schedule-default" in said and "[EDM-5]" in said and "Likeliest" not in said
+
+
+def test_main_explains_what_it_can_without_torch_and_matplotlib(tmp_path: Path) -> None:
+    """A lean install judges and explains; it says what it leaves out."""
+    port = "def gate(i):\n    t = np.logaddexp(0, i['alpha']) * (np.log(i['sigma'])[:, None] - i['beta'])\n"
+    port += "    return {'gamma': np.exp(-np.logaddexp(0, t))}\n\n\nclass Port:\n    def describe(self):\n"
+    port += "        return Info('lean', '1', frozenset({'gate'}))\n\n    def run(self, op, inputs, params, probes):\n"
+    port += "        return gate(inputs)\n"
+    (tmp_path / "lean_port.py").write_text(f"import numpy as np\nfrom conformance.adapter import Info\n\n\n{port}")
+    program = "import sys; sys.modules.update(torch=None, matplotlib=None); from conformance.__main__ import main; "
+    program += "sys.exit(main(['explain', 'attention/gate', '--adapter', 'lean_port:Port', '--in-process']))"
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert told.returncode == 1, told.stderr
+    for part in ("[ATT-4]", "storm_ref/attention.py:", "rms error by", "matplotlib is not installed", "needs PyTorch"):
+        assert part in told.stdout, part
 
 
 def test_main_explain_invalid_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,11 +278,3 @@ def test_requirements_are_whole_sentences_with_a_keyword() -> None:
     assert len(known) > 100 and known["EDM-5"].chapter == "06_edm.md"
     assert all(requirement.keyword and requirement.text.endswith(".") for requirement in known.values())
     assert sum(requirement.binding for requirement in known.values()) > 90
-
-
-def test_options_of_explain_are_those_of_run() -> None:
-    """What `explain` prints under "Again" can be typed."""
-    from conformance.__main__ import _parser
-
-    parsed = _parser().parse_args(["explain", "a/b", "--adapter", "m:o", "--dtype", "float32", "--seed", "3"])
-    assert isinstance(parsed, argparse.Namespace) and parsed.seed == 3 and parsed.dtype == "float32"

@@ -228,7 +228,7 @@ def test_cone_value() -> None:
 
 
 def test_coarse_gains_everything_with_a_block_a_token() -> None:
-    records = fidelity.public(small(), [0, 1], [2.0], (4, 8), seeded(1), 2, 2)
+    records = fidelity.coarse(small(), [0, 1], [2.0], (4, 8), seeded(1), 2, 2)
     assert [r["sigma"] for r in records] == [2.0, None, 2.0, None]
     assert all(r["coarse"] <= SAMPLED < r["tiled"] and r["gain"] > 0.99 for r in records)
     assert all(r["coarse_cost"] > r["tiled_cost"] for r in records)

@@ -18,12 +18,12 @@ from conformance.adapters import reference_ranks as parallel
 from conformance.adapters.reference import Reference, Serial
 from conformance.cases.parallel import recipes
 from conformance.commands.folder import check_folder, write_export
-from conformance.explain.likely_mutants import LineUp
 from conformance.judging.runner import judge, judge_law, measure
 from conformance.judging.vectors import FOLDER, load_cases, manifest
 from conformance.laws.parallel import LAWS
 from conformance.mutants import MUTANTS, adapter_of
 from conformance.mutants.honest import honest_adapter
+from conformance.mutants.likely_mutants import LineUp
 from conformance.mutants.mutant import in_ranks
 from conformance.ports.checked import Port, Wrong
 from conformance.ports.folder import Replay, answer, answer_as_rank
@@ -384,7 +384,7 @@ def test_parallel_mutant_is_named(unchecked: None) -> None:
     adapter = adapter_of(MUTANTS["tile_gradients_averaged"])
     some = LineUp([c for c in CASES.values() if c.id in (case.id, "parallel/step-tile4")], "float64")
     port = Port(adapter, describe(adapter))
-    assert some.suspects(port, judge(port, case))[0].name == "tile_gradients_averaged"
+    assert some.likely(port, judge(port, case))[0].name == "tile_gradients_averaged"
 
 
 @pytest.mark.distributed

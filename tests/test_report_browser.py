@@ -36,7 +36,7 @@ FRAME = """<!doctype html><title>-</title>
 <script>addEventListener('load', () => {{ const inside = document.querySelector('iframe').contentWindow;
 const all = [...inside.document.querySelectorAll('body *')];
 document.title = JSON.stringify({{ page: inside.document.documentElement.scrollWidth, window: inside.innerWidth,
-elements: all.length, wide: all.filter(e => !e.parentElement.closest('.scroll, pre, svg')
+elements: all.length, wide: all.filter(e => !e.parentElement.closest('.scroll, .formula, pre, svg')
 && e.getBoundingClientRect().right > inside.innerWidth).map(e => e.tagName + '.' + e.className) }}) }});</script>"""
 
 

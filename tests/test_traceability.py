@@ -1,7 +1,6 @@
 """Specification, code and tests name the same requirements: the checks, the tree they are run on, and tests of them.
 
-A requirement is a paragraph or list item of a chapter that opens with its id in bold brackets. Each check takes the
-root of a tree and returns what is wrong with it, one line a problem.
+Each check takes the root of a tree and returns what is wrong with it, one line for each problem.
 """
 
 import ast
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.report import requirement_text
+from conformance.judging.requirements import Requirement, read_requirements
 
 ROOT = Path(__file__).resolve().parents[1]
 PROVENANCE = "B_provenance.md"
@@ -21,24 +20,8 @@ LABELS = ("paper", "our interpretation", "literature")
 
 _CITED = re.compile(r"(?<!\*\*)\[([A-Z]+-\d+)\]")  # the bold form defines; in a test it is a made-up chapter
 _QUOTED = re.compile(r"""["']([A-Z]+-\d+)["']""")  # as conformance cases give them
-_DEFINED = re.compile(r"(?:[-*] )?\*\*\[([A-Z]+-\d+)\]\*\* ")
-_KEYWORD = re.compile(r"\b(MUST NOT|MUST|SHOULD NOT|SHOULD|MAY)\b")
 
 Check = Callable[[Path], list[str]]
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """An id, the chapter that defines it, and its text."""
-
-    id: str
-    chapter: str
-    text: str
-
-    @property
-    def senses(self) -> set[str]:
-        """The normative keywords of its text."""
-        return set(_KEYWORD.findall(self.text))
 
 
 @dataclass(frozen=True)
@@ -64,13 +47,8 @@ class Chapter:
 
 
 def requirements(root: Path) -> list[Requirement]:
-    """All requirements of all chapters: the text runs to the next blank line or list item."""
-    found = []
-    for path in sorted((root / "spec").glob("*.md")):
-        for block in re.split(r"\n\s*\n|\n(?=[-*] )", path.read_text()):
-            if match := _DEFINED.match(block.lstrip("\n")):
-                found.append(Requirement(match[1], path.name, block.strip()))
-    return found
+    """All requirements of the tree's chapters."""
+    return read_requirements(root / "spec")
 
 
 def chapters(root: Path) -> list[Chapter]:
@@ -120,9 +98,9 @@ def doubly_defined(root: Path) -> list[str]:
 def ill_formed(root: Path) -> list[str]:
     """Requirements that do not hold one normative keyword in one sense."""
     return [
-        f"{r.id} in {r.chapter} holds {sorted(r.senses) or 'no keyword'}, want one of MUST, MUST NOT, SHOULD, MAY"
+        f"{r.id} in {r.chapter} holds {sorted(r.keywords) or 'no keyword'}, want one of MUST, MUST NOT, SHOULD, MAY"
         for r in requirements(root)
-        if len(r.senses) != 1
+        if len(r.keywords) != 1
     ]
 
 
@@ -132,7 +110,7 @@ def untested(root: Path) -> list[str]:
     cited: set[str] = set()
     for path in _sources(root, "tests", "conformance/cases", "conformance/laws"):
         cited |= _cited(path.read_text(), families)
-    binding = [r for r in requirements(root) if r.senses & {"MUST", "MUST NOT"}]
+    binding = [r for r in requirements(root) if r.binding]
     return [f"no test and no case cites {r.id} ({r.chapter})" for r in binding if r.id not in cited]
 
 
@@ -189,11 +167,11 @@ def unpaired(root: Path) -> list[str]:
 
 
 def _modules(root: Path, folder: str) -> set[str]:
-    """Modules and packages of a folder, but for private ones, the workbench and the experiments, which bind nobody."""
+    """The normative modules and packages of a folder: all but private ones, workbench and experiments."""
     files = {path for path in (root / folder).glob("*.py") if not path.name.startswith("_")}
     packages = {path.parent for path in (root / folder).glob("*/__init__.py")}
-    packages -= {root / folder / name for name in ("workbench", "experiments")}
-    return {str(path.relative_to(root)) for path in files | packages}
+    normative = {path for path in packages if path.name not in ("workbench", "experiments")}
+    return {str(path.relative_to(root)) for path in files | normative}
 
 
 def dead_names(root: Path) -> list[str]:
@@ -250,10 +228,8 @@ def test_requirements_are_read() -> None:
     assert len(_families(ROOT)) >= 11
 
 
-def test_report_quotes_requirements_whole() -> None:
-    """The suite's report prints a requirement to the next line that looks like a list or a table."""
-    for r in requirements(ROOT):
-        assert requirement_text(r.id) == " ".join(r.text.split()).partition("]** ")[2], r.id
+def test_requirements_of_no_specification(tmp_path: Path) -> None:
+    assert requirements(tmp_path) == []
 
 
 # Tests of the checks, on a small tree with one fault each
@@ -324,122 +300,78 @@ def only(root: Path, check: Check) -> str:
 
 def test_sound_tree_has_no_problem(tree: Path) -> None:
     assert [check(tree) for check in CHECKS] == [[]] * len(CHECKS)
-    assert [(r.id, r.senses) for r in requirements(tree)] == [
-        ("TOY-1", {"MUST"}), ("TOY-2", {"MUST NOT"}), ("TOY-3", {"SHOULD"}),
-    ]  # fmt: skip
-    assert requirements(tree)[0].text.endswith("round.")
+    assert requirements(tree) == [
+        Requirement("TOY-1", "01_toy.md", "A toy MUST be round."),
+        Requirement("TOY-2", "01_toy.md", "It MUST NOT roll."),
+        Requirement("TOY-3", "01_toy.md", f"It SHOULD be red, see {ident(1)}."),
+    ]
+    assert [r.keyword for r in requirements(tree)] == ["MUST", "MUST NOT", "SHOULD"]
 
 
-@pytest.mark.parametrize(
-    "name", ["storm_ref/deep/er.py", "conformance/judging/runner.py", "tests/test_toy.py", "spec/01_toy.md"]
-)
-def test_undefined_finds_cited_id_that_no_chapter_defines(tree: Path, name: str) -> None:
-    append(tree, name, f"# {ident(9)}\n")
-    assert only(tree, undefined) == f"{name} cites TOY-9, which no chapter defines"
+SPEC = "spec/01_toy.md"
+CODE = "storm_ref/toy.py"
+CASES = "conformance/cases/toy.py"
+TEST = "tests/test_toy.py"
+TABLE = f"spec/{PROVENANCE}"
+NO_ROW = "is in no row of the table of chapters"
+
+# The check that finds a fault, the file that has it, the piece of it that is replaced (none: text is appended), the new
+# piece, and what the check says.
+FAULTS: list[tuple[Check, str, str, str, str]] = [
+    (undefined, "storm_ref/deep/er.py", "", f"# {ident(9)}\n", "storm_ref/deep/er.py cites TOY-9, which no chapter"),
+    (undefined, TEST, "", f"# {ident(9)}\n", f"{TEST} cites TOY-9, which no chapter defines"),
+    (undefined, SPEC, "", f"# {ident(9)}\n", f"{SPEC} cites TOY-9, which no chapter defines"),
+    (undefined, CASES, "", 'MORE = "TOY-10"\n', f"{CASES} cites TOY-10, which no chapter defines"),
+    (doubly_defined, SPEC, "", f"\n**{ident(1)}** A toy MUST be square.\n", "TOY-1 is defined 2 times, in"),
+    (ill_formed, SPEC, "SHOULD be", "ought to be", "no keyword"),
+    (ill_formed, SPEC, "SHOULD be", "SHOULD be red and MAY be", "['MAY', 'SHOULD']"),
+    (untested, TEST, ident(1), "", "no test and no case cites TOY-1 (01_toy.md)"),
+    (untested, CASES, '"TOY-2",', "", "no test and no case cites TOY-2 (01_toy.md)"),
+    (untested, SPEC, "It SHOULD be", "It MUST be", "no test and no case cites TOY-3 (01_toy.md)"),
+    (unprovenanced, TABLE, "TOY-1, ", "", f"TOY-1 has no labelled row in {PROVENANCE}"),
+    (unprovenanced, TABLE, "", "| TOY-12 | c | literature | |\n", "speaks of TOY-12, which no chapter defines"),
+    (unpaired, "storm_ref/lonely.py", "", "", f"storm_ref/lonely.py {NO_ROW}"),
+    (unpaired, "storm_ref/parallel/__init__.py", "", "", f"storm_ref/parallel {NO_ROW}"),
+    (unpaired, "spec/03_lonely.md", "", "# Lonely\n", f"spec/03_lonely.md {NO_ROW}"),
+    (unpaired, "conformance/cases/lonely.py", "", "", f"conformance/cases/lonely.py {NO_ROW}"),
+    (unpaired, "spec/README.md", "`storm_ref/toy.py`", "`storm_ref/toy.py`, `storm_ref/toy.py`", "is 2 times in the"),
+    (dead_names, CODE, "SIZE = 1", "OVERSIZE = 1", "which is not in the code"),
+    (dead_names, CODE, "def roll", "def rollover", "which is not in the code"),
+    (dead_names, CODE, "class Toy", "class Toys", "which is not in the code"),
+]
 
 
-def test_undefined_finds_quoted_id_of_known_family(tree: Path) -> None:
-    append(tree, "conformance/cases/toy.py", 'MORE = "TOY-10"\n')
-    assert "TOY-10" in only(tree, undefined)
+@pytest.mark.parametrize(("check", "name", "old", "new", "told"), FAULTS)
+def test_check_finds_fault(tree: Path, check: Check, name: str, old: str, new: str, told: str) -> None:
+    if old:
+        edit(tree, name, old, new)
+    else:
+        append(tree, name, new)
+    assert told in only(tree, check)
 
 
-def test_doubly_defined_finds_id_of_two_chapters(tree: Path) -> None:
-    append(tree, "spec/01_toy.md", f"\n**{ident(1)}** A toy MUST be square.\n")
-    assert only(tree, doubly_defined) == "TOY-1 is defined 2 times, in ['01_toy.md', '01_toy.md']"
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [("SHOULD be", "ought to be", "no keyword"), ("SHOULD be", "SHOULD be red and MAY be", "['MAY', 'SHOULD']")],
-)
-def test_ill_formed_finds_no_keyword_and_two_senses(tree: Path, old: str, new: str, told: str) -> None:
-    edit(tree, "spec/01_toy.md", old, new)
-    assert told in only(tree, ill_formed)
-
-
-@pytest.mark.parametrize(("name", "number"), [("tests/test_toy.py", 1), ("conformance/cases/toy.py", 2)])
-def test_untested_finds_must_that_nothing_cites(tree: Path, name: str, number: int) -> None:
-    (tree / name).write_text("")
-    append(tree, "storm_ref/toy.py", f"# {ident(number)}: code is no test\n")
-    assert only(tree, untested) == f"no test and no case cites TOY-{number} (01_toy.md)"
-
-
-def test_untested_wants_the_whole_id(tree: Path) -> None:
-    (tree / "tests/test_toy.py").write_text(f"# {ident(11)}\n")
-    assert untested(tree) == ["no test and no case cites TOY-1 (01_toy.md)"]
-
-
-def test_untested_lets_should_pass_and_must_not(tree: Path) -> None:
-    edit(tree, "spec/01_toy.md", "It SHOULD be", "It MUST be")
-    assert "TOY-3" in only(tree, untested)
-
-
-@pytest.mark.parametrize("label", ["", "folklore", "paper, mostly"])
-def test_unprovenanced_finds_row_without_label(tree: Path, label: str) -> None:
-    edit(tree, f"spec/{PROVENANCE}", "our interpretation", label)
+def test_unprovenanced_finds_row_without_label(tree: Path) -> None:
+    edit(tree, TABLE, "our interpretation", "paper, mostly")
     row, missing = unprovenanced(tree)
     assert "labelled by none" in row and missing == f"TOY-3 has no labelled row in {PROVENANCE}"
     assert all(not check(tree) for check in CHECKS if check is not unprovenanced)
 
 
-def test_unprovenanced_finds_requirement_without_row(tree: Path) -> None:
-    edit(tree, f"spec/{PROVENANCE}", "TOY-1, ", "")
-    assert only(tree, unprovenanced) == f"TOY-1 has no labelled row in {PROVENANCE}"
-
-
-def test_unprovenanced_finds_row_of_unknown_id(tree: Path) -> None:
-    append(tree, f"spec/{PROVENANCE}", "| TOY-12 | c | literature | |\n")
-    assert only(tree, unprovenanced) == f"{PROVENANCE} speaks of TOY-12, which no chapter defines"
-
-
 def test_docstring_drift_finds_equation_of_another_chapter(tree: Path) -> None:
     append(tree, "spec/02_other.md", f"**{ident(1, 'OTHER')}** It MAY be.\n")
-    append(tree, f"spec/{PROVENANCE}", "| OTHER-1 | c | literature | |\n")
+    append(tree, TABLE, "| OTHER-1 | c | literature | |\n")
     append(tree, "spec/README.md", "| [02_other.md](02_other.md) | - | - |\n")
-    edit(tree, "storm_ref/toy.py", "Toy.\n", f"Toy, see {ident(3)}.\n\n{ident(1, 'OTHER')} an equation\n")
+    edit(tree, CODE, "Toy.\n", f"Toy, see {ident(3)}.\n\n{ident(1, 'OTHER')} an equation\n")
     assert only(tree, docstring_drift) == "storm_ref/toy.py states OTHER-1, which 01_toy.md does not define"
 
 
-def test_unpaired_finds_module_without_chapter(tree: Path) -> None:
-    append(tree, "storm_ref/lonely.py", "")
-    assert only(tree, unpaired) == "storm_ref/lonely.py is in no row of the table of chapters"
-
-
-def test_unpaired_finds_package_without_chapter(tree: Path) -> None:
-    append(tree, "storm_ref/parallel/__init__.py", "")
-    assert only(tree, unpaired) == "storm_ref/parallel is in no row of the table of chapters"
-
-
-def test_unpaired_finds_chapter_without_row(tree: Path) -> None:
-    append(tree, "spec/03_lonely.md", "# Lonely\n")
-    assert only(tree, unpaired) == "spec/03_lonely.md is in no row of the table of chapters"
-
-
-def test_unpaired_finds_case_file_without_row(tree: Path) -> None:
-    append(tree, "conformance/cases/lonely.py", "")
-    assert only(tree, unpaired) == "conformance/cases/lonely.py is in no row of the table of chapters"
-
-
 def test_unpaired_finds_row_that_leads_nowhere(tree: Path) -> None:
-    (tree / "conformance/cases/toy.py").rename(tree / "tests/toy.py")
-    assert only(tree, unpaired) == "the table of chapters names conformance/cases/toy.py, which does not exist"
-
-
-def test_unpaired_finds_module_named_twice(tree: Path) -> None:
-    edit(tree, "spec/README.md", "`storm_ref/toy.py`", "`storm_ref/toy.py`, `storm_ref/toy.py`")
-    assert only(tree, unpaired) == "storm_ref/toy.py is 2 times in the table of chapters"
+    (tree / CASES).rename(tree / "tests/toy.py")
+    assert only(tree, unpaired) == f"the table of chapters names {CASES}, which does not exist"
 
 
 def test_unpaired_finds_chapter_of_another_stem(tree: Path) -> None:
-    (tree / "storm_ref/toy.py").rename(tree / "storm_ref/game.py")
+    (tree / CODE).rename(tree / "storm_ref/game.py")
     edit(tree, "spec/README.md", "`storm_ref/toy.py`", "`storm_ref/game.py`")
-    edit(tree, "spec/01_toy.md", "toy.SIZE", "game.SIZE")
+    edit(tree, SPEC, "toy.SIZE", "game.SIZE")
     assert only(tree, unpaired) == "01_toy.md has no module of its stem"
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [("SIZE = 1", "OVERSIZE = 1"), ("def roll", "def rollover"), ("class Toy", "class Toys")]
-)
-def test_dead_names_finds_renamed_code(tree: Path, old: str, new: str) -> None:
-    edit(tree, "storm_ref/toy.py", old, new)
-    assert "which is not in the code" in only(tree, dead_names)

@@ -1,12 +1,11 @@
-"""Monte-Carlo arithmetic: how far honest rounding may carry a result, [NUM-13].
+"""Monte-Carlo arithmetic: the distance by which honest rounding may move a result, [NUM-13].
 
 The reference runs S times in the dtype of the run with every operation randomly rounded: a result r of an elementwise
 operation becomes r (1 + u xi), xi uniform in [-1, 1] and u the unit round-off of r's dtype; a sum of n terms gains
 sqrt(n) u xi times the sum of their magnitudes, which covers every order of summation in its typical size; a matrix that
 is factored or solved is perturbed by n u xi times its largest element, the backward error of a stable algorithm;
 composite kernels (softmax, layer norm, attention) are taken apart first. Copies, views and selections do not round. The
-limits
-are K times the largest RMS and the largest single error of the S runs against the float64 truth.
+limits are K times the largest RMS and the largest single error of the S runs against the float64 truth.
 
 Exact zeros stay exact, and an output that no operation rounds has the limit of one rounding of its largest value.
 
@@ -58,12 +57,12 @@ _CONVERSIONS = {aten._to_copy, aten.to}
 
 
 def _products(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
-    """Sum of magnitudes and number of terms of a matrix product."""
+    """Return the sum of magnitudes and the number of terms of a matrix product."""
     return a.double().abs() @ b.double().abs(), a.shape[-1]
 
 
 def _sum_of_magnitudes(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, int] | None:
-    """Sum of magnitudes and number of terms of an operation that sums, None for one that does not."""
+    """Return the sum of magnitudes and the number of terms of an operation that sums, None for one that does not."""
     if packet in (aten.mm, aten.bmm, aten.mv, aten.dot):
         return _products(args[0], args[1])
     if packet in (aten.addmm, aten.baddbmm):
@@ -79,7 +78,7 @@ def _sum_of_magnitudes(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, every torch operation that rounds does so at random; see the module's first paragraph."""
+    """A mode in which every torch operation that rounds does so at random, as the module's docstring says."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -110,7 +109,8 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return isinstance(before, Tensor) and _UNIT.get(before.dtype, 1.0) < _UNIT.get(after.dtype, 0.0)
 
     def _round(self, tensor: Tensor, summed: tuple[Tensor, int] | None) -> None:
-        unit, plain = _UNIT[tensor.dtype], tensor.detach()
+        unit = _UNIT[tensor.dtype]
+        plain = tensor.detach()
         xi = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64).mul_(2).sub_(1)
         if summed is None:
             plain.copy_(plain.double() * xi.mul_(unit).add_(1))
@@ -125,7 +125,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """How composite kernels are made of simple ones, as torch's own compilers take them apart."""
+    """Return how torch's own compilers take composite kernels apart into simple ones."""
     from torch._decomp import get_decompositions
 
     return dict(get_decompositions(_COMPOSITE))
@@ -160,7 +160,11 @@ def monte_carlo(
     seed: int,
     dtypes: tuple[str, ...] = DTYPES,
 ) -> MonteCarlo:
-    """The limits of every output (and probe, as `probe.NAME`) in every dtype, against the float64 `expected`."""
+    """Return the limits of every output, and of every probe as `probe.NAME`, in each of the dtypes.
+
+    expected: their float64 values, from which errors are taken. why: the reason that the limits are shown with. seed:
+    that of the first run's random rounding.
+    """
     probes = [name.removeprefix("probe.") for name in expected if name.startswith("probe.")]
     limits: dict[str, dict[str, Limits]] = {}
     for dtype in dtypes:
@@ -180,7 +184,7 @@ def monte_carlo(
 
 
 def _digits(value: float) -> float:
-    """Four digits, rounded up: a limit is no more precise than the runs behind it."""
+    """Round up to four digits: a limit is no more precise than the runs behind it."""
     if value == 0 or not math.isfinite(value):
         return value
     step = 10.0 ** (math.floor(math.log10(value)) - 3)

@@ -1,7 +1,8 @@
-"""`python -m conformance new-adapter KIND DIR`: a small port that runs at once, for its author to grow.
+"""`python -m conformance new-adapter KIND DIR`: write a small port that runs at once, for its author to grow.
 
-It has one operation that is right and one with a wrong line, so that the first run shows a failure as it will look, and
-the second, with the line mended, shows it gone. The other operations are unsupported.
+The port has one operation that is right and one with a wrong line, so that the first run shows what a failure looks
+like, and the second, with the line mended, shows it gone. The other operations are unsupported. It needs the installed
+suite and nothing of its source tree.
 """
 
 import argparse
@@ -22,19 +23,21 @@ MENDED = "    levels = (high ** (1 / rho) + t * (low ** (1 / rho) - high ** (1 /
 OPERATIONS = f'''
 
 def gate(inputs, params):
-    """[ATT-4]: how much a head listens to the past, [b, a], by noise level."""
-    sigma, alpha, beta = inputs["sigma"], inputs["alpha"], inputs["beta"]
+    """The share of each head that attends to the past, [b, a], by noise level, [ATT-4]."""
+    sigma = inputs["sigma"]
     if not (sigma > 0).all():
         raise ValueError(f"sigma must be positive, got {{sigma.min()}}")
-    softplus = np.logaddexp(0, alpha)
-    t = softplus * (np.log(sigma)[:, None] - beta)
-    return {{"gamma": np.exp(-np.logaddexp(0, -t))}}
+    slope = np.logaddexp(0, inputs["alpha"])  # softplus
+    t = slope * (np.log(sigma)[:, None] - inputs["beta"])
+    return {{"gamma": np.exp(-np.logaddexp(0, -t))}}  # sigmoid
 
 
 def schedule(inputs, params):
-    """[EDM-5]: the sampler's noise levels, [steps + 1]."""
-    low, high = params.get("sigma_min", 0.002), params.get("sigma_max", 80.0)
-    steps, rho = params["steps"], params.get("rho", 7.0)
+    """The sampler's noise levels, [steps + 1], [EDM-5]."""
+    steps = params["steps"]
+    low = params.get("sigma_min", 0.002)
+    high = params.get("sigma_max", 80.0)
+    rho = params.get("rho", 7.0)
     if steps < 1 or not rho > 0 or not 0 < low < high < np.inf:
         raise ValueError(f"no schedule of {{steps}} steps from {{high}} to {{low}} with rho {{rho}}")
     t = np.arange(steps) / max(steps - 1, 1)
@@ -43,7 +46,8 @@ def schedule(inputs, params):
 {WRONG}    return {{"sigmas": np.append(levels, 0.0)}}
 
 
-# Every operation with its inputs, params and outputs is in the table of conformance/README.md.
+# "python -m conformance list" names all operations; conformance/README.md of storm-ref has a table of their inputs,
+# params and outputs.
 OPERATIONS = {{"gate": gate, "schedule": schedule}}
 '''
 
@@ -119,16 +123,17 @@ FILES = {"python": ("adapter.py", PYTHON), "wire": ("port.py", WIRE_PORT)}
 
 
 def _interpreter() -> str:
-    """`python` where that is the one running now, else its path."""
-    found = shutil.which("python")
-    same = found is not None and os.path.realpath(os.path.dirname(found)) == os.path.realpath(
-        os.path.dirname(sys.executable)
-    )
-    return "python" if same else shlex.quote(sys.executable)
+    """Return `python` where that is the interpreter running now, else its path."""
+    on_path = shutil.which("python")
+    if on_path is not None:
+        folders = (os.path.realpath(os.path.dirname(program)) for program in (on_path, sys.executable))
+        if len(set(folders)) == 1:
+            return "python"
+    return shlex.quote(sys.executable)
 
 
 def _command(kind: str, path: Path) -> str:
-    """The command that judges the new port, to be typed where the user is."""
+    """Return the command that judges the new port from the working directory."""
     python = _interpreter()
     if kind == "wire":
         program = shlex.quote(f"{python} {shlex.quote(str(path))}")
@@ -140,20 +145,24 @@ def _command(kind: str, path: Path) -> str:
 
 
 def new_adapter(kind: str, folder: Path) -> int:
-    """Write the stub of `kind`, python or wire, and say what to type next. Raises ValueError rather than overwrite."""
+    """Write the stub of `kind`, python or wire, and print the command that judges it.
+
+    Returns the exit code, 0. Raises ValueError where there is such a file already.
+    """
     name, text = FILES[kind]
     path = folder / name
     if path.exists() or path.is_symlink():
         raise ValueError(f"{path} is there already; give another folder")
     write_atomically(path, text.encode())
     print(
-        f"{path}: gate is right, schedule has a wrong line, marked; the other operations are unsupported.\n"
+        f"{path}: gate is right, schedule has one wrong line, which is marked; all else is unsupported.\n"
         f"Judge it:\n\n  {_command(kind, path)}\n\n"
-        "Its failures are red. Mend the line, judge again and see them gone; then add operations of your own."
+        "It fails where the line is wrong. Mend the line and judge it again; then add operations of your own.\n"
+        "The command storm-conformance is short for python -m conformance."
     )
     return 0
 
 
 def command(args: argparse.Namespace) -> int:
-    """`python -m conformance new-adapter`. Returns the exit code."""
+    """Run `python -m conformance new-adapter` and return the exit code."""
     return new_adapter(args.kind, args.folder)

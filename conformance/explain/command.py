@@ -1,35 +1,38 @@
-"""`python -m conformance explain CASE`: which requirement, which code, where it first goes wrong, and likely why."""
+"""`python -m conformance explain CASE`: requirement, code of the reference, first wrong stage, likely mistakes."""
 
 import argparse
-from io import BytesIO
+import shlex
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
-from conformance.adapter import Adapter, Array, describe, load_adapter
-from conformance.authoring.traceability import code_places, requirements
-from conformance.explain.stages import axis_names, by_axis, free_running, looks_like, stages
+from conformance.adapter import Adapter, describe, load_adapter
+from conformance.explain.code import code_places
+from conformance.explain.error import bars, by_axis, draw_error, looks_like
 from conformance.judging.case import Case
 from conformance.judging.law import Law
+from conformance.judging.requirements import requirements
 from conformance.judging.runner import FAILED, Outcome, everything, judge, judge_law
 from conformance.judging.vectors import load_cases
+from conformance.laws import all_laws
 from conformance.ports.checked import Port
-from conformance.protocol.atomic import write_atomically
 
-__all__ = ["draw_error", "explain"]
+__all__ = ["explain"]
 
-CODE_LINES = 24  # of a function; the rest is a click away
+CODE_LINES = 24  # shown of a function; its file and lines are named
+PLACES = 3  # functions shown
+MUTANTS = 3  # likely mistakes shown
 
 
 def explain(name: str, adapter: Adapter, args: argparse.Namespace) -> int:
-    """Explain one case or law to the terminal. Exit code 0 when it passes, 1 when it does not."""
-    from conformance.laws import all_laws
+    """Explain one case or law to the terminal. Returns the exit code: 0 when it passes, 1 when it does not.
 
+    Raises ValueError for a name that no case or law has.
+    """
     try:
         info = describe(adapter)
-        cases, laws = load_cases(), all_laws()
-        subject = next((s for s in everything(cases, laws) if s.id == name), None)
+        cases = load_cases()
+        subject = next((s for s in everything(cases, all_laws()) if s.id == name), None)
         if subject is None:
             raise ValueError(f"there is no case or law {name!r}; python -m conformance list shows them all")
         port = Port(adapter, info, args.dtype)
@@ -43,11 +46,13 @@ def explain(name: str, adapter: Adapter, args: argparse.Namespace) -> int:
 
 
 class _Explanation:
-    """Told from the outside in: verdict, requirement, code, first difference, shape of the error, suspects, command."""
+    """One explanation, from the outside in: verdict, requirement, code, first difference, error, mistakes, command."""
 
     def __init__(self, port: Port, outcome: Outcome, cases: list[Case], args: argparse.Namespace) -> None:
-        self.port, self.outcome, self.cases, self.args = port, outcome, cases, args
-        self.reference = load_adapter("conformance.adapters.reference:adapter")
+        self.port = port
+        self.outcome = outcome
+        self.cases = cases
+        self.args = args
         self.console = Console()
 
     def say(self, line: str = "") -> None:
@@ -59,6 +64,21 @@ class _Explanation:
         self.console.print(title, style="bold", markup=False, highlight=False)
 
     def tell(self) -> None:
+        """Print all sections that apply."""
+        failed = self.outcome.verdict in FAILED
+        self._verdict()
+        self._requirements()
+        if failed:
+            self._code()
+            runs_reference = _has_torch()
+            if isinstance(self.outcome.subject, Case):
+                if runs_reference:
+                    self._first_difference(self.outcome.subject)
+                self._shape_of_error(self.outcome.subject)
+            self._likely_mistakes(runs_reference)
+        self._again()
+
+    def _verdict(self) -> None:
         outcome = self.outcome
         self.head(f"{outcome.verdict.upper()}  {outcome.subject.id}  ({outcome.subject.op}, {outcome.dtype})")
         self.say(f"  {outcome.detail or 'within its limits'}")
@@ -66,58 +86,56 @@ class _Explanation:
         if measured is not None:
             fraction = f"{measured.fraction:.3g} of the limit" if measured.limit else "nothing is allowed"
             self.say(f"  error {measured.error:.4g} ({measured.unit}), {fraction}")
-        self._requirements()
-        if outcome.verdict in FAILED:
-            if isinstance(outcome.subject, Case):
-                self._first_difference(outcome.subject)
-                self._shape_of_error(outcome.subject)
-            self._suspects()
-        self._reproduce()
 
     def _requirements(self) -> None:
         known = requirements()
         self.head("What the specification says")
         for name in self.outcome.subject.requirements:
-            text = known[name].text if name in known else "(no such requirement)"
+            text = known[name].text if name in known else "(the specification is not installed here, or has no such id)"
             self.say(f"  [{name}] {text}")
-        if self.outcome.verdict not in FAILED:
-            return
-        places = dict.fromkeys(place for name in self.outcome.subject.requirements for place in code_places(name))
+
+    def _code(self) -> None:
+        named = self.outcome.subject.requirements
+        places = list(dict.fromkeys(place for name in named for place in code_places(name)))
         if places:
             self.head("How the reference does it")
-        for place in list(places)[:3]:
+        for place in places[:PLACES]:
             self.say(f"  {place.path}:{place.first}-{place.last}")
             lines = place.source.splitlines()
             for line in lines[:CODE_LINES]:
                 self.say(f"    | {line}")
             if len(lines) > CODE_LINES:
-                self.say(f"    | ... {len(lines) - CODE_LINES} lines more")
+                self.say(f"    | ... {len(lines) - CODE_LINES} more lines")
 
     def _first_difference(self, case: Case) -> None:
         if case.rejects or self.outcome.measured is None:
             return
-        found = free_running(self.port, self.reference, case, self.outcome.dtype)
-        if found:
+        from conformance.explain.stages import free_running, stages  # runs the reference, and so needs torch
+
+        reference = load_adapter("conformance.adapters.reference:adapter")
+        compared = free_running(self.port, reference, case, self.outcome.dtype)
+        if compared:
             self.head("The port's own intermediates, in order")
-            for stage in found:
+            for stage in compared:
                 measured = stage.measured
-                note = stage.said if measured is None else f"{measured.fraction:8.3g} of the limit {stage.said}"
+                note = stage.note if measured is None else f"{measured.fraction:8.3g} of the limit {stage.note}"
                 self.say(f"  {'-> ' if stage.off else '   '}{stage.name:<22} {note}")
-            first = next((stage.name for stage in found if stage.off), None)
+            first = next((stage.name for stage in compared if stage.off), None)
             if first is not None:
                 self.say(f"  The first that is off is {first}: what comes after may only inherit it.")
-        parts = stages(self.port, self.reference, case, self.outcome.dtype)
+        parts = stages(self.port, reference, case, self.outcome.dtype)
         if parts:
             self.head("Each part by itself, given the reference's intermediates")
             for name, outcome in parts:
                 mark = "-> " if outcome.verdict in FAILED else "   "
                 self.say(f"  {mark}{name:<22} {outcome.subject.op:<16} {outcome.verdict}  {outcome.detail}")
             wrong = [name for name, outcome in parts if outcome.verdict in FAILED]
-            right = "every part that the port has is right by itself: look at how they are put together"
-            self.say(f"  Wrong by itself: {', '.join(wrong)}." if wrong else f"  {right[0].upper()}{right[1:]}.")
+            right = "Every part that the port has is right by itself: look at how they are put together."
+            self.say(f"  Wrong by itself: {', '.join(wrong)}." if wrong else f"  {right}")
 
     def _shape_of_error(self, case: Case) -> None:
-        output, measured = self.outcome.output, self.outcome.measured
+        output = self.outcome.output
+        measured = self.outcome.measured
         if output is None or measured is None:
             return
         got = self.port.outputs(case.op, case.inputs, case.params, case.expected, self.outcome.dtype)[output]
@@ -127,66 +145,45 @@ class _Explanation:
         for sentence in looks_like(got, expected, output, limit):
             self.say(f"  {sentence}")
         for name, rms in by_axis(got, expected, output):
-            self.say(f"  rms error by {name}: {_bars(rms)}")
-        path = self.args.out / f"explain-{case.id.replace('/', '-')}.png"
-        draw_error(got, expected, output, case.id, path)
-        self.say(f"  picture: {path}")
+            self.say(f"  rms error by {name}: {bars(rms)}")
+        path: Path = self.args.out / f"explain-{case.id.replace('/', '-')}.png"
+        try:
+            draw_error(got, expected, output, case.id, path)
+        except ImportError:
+            self.say("  There is no picture, because matplotlib is not installed.")
+        else:
+            self.say(f"  picture: {path}")
 
-    def _suspects(self) -> None:
-        from conformance.explain.likely_mutants import LineUp  # the catalogue loads the reference
-
-        found = LineUp(self.cases, self.port.dtype).suspects(self.port, self.outcome)
+    def _likely_mistakes(self, runs_reference: bool) -> None:
         self.head("Likeliest mistakes")
-        for suspect in found[:3]:
-            how = "exactly this result" if suspect.distance < 1e-6 else f"a result {suspect.distance:.2g} as far off"
-            self.say(f"  {suspect.name}: {suspect.fault} ({how})")
-        self.say(f"  {'also: ' if found else ''}{self.outcome.subject.meaning}")
+        if not runs_reference:
+            self.say(
+                "  Naming likely mistakes, and the first stage that is off, runs the reference, which needs PyTorch: "
+                "pip install 'storm-ref[reference]'."
+            )
+            self.say(f"  {self.outcome.subject.meaning}")
+            return
+        from conformance.mutants.likely_mutants import LineUp  # every mutant runs the reference, and so needs torch
 
-    def _reproduce(self) -> None:
+        likely = LineUp(self.cases, self.port.dtype).likely(self.port, self.outcome)
+        for mutant in likely[:MUTANTS]:
+            same = mutant.distance < 1e-6
+            how = "exactly this result" if same else f"a result {mutant.distance:.2g} as far off"
+            self.say(f"  {mutant.name}: {mutant.fault} ({how})")
+        self.say(f"  {'also: ' if likely else ''}{self.outcome.subject.meaning}")
+
+    def _again(self) -> None:
         args = self.args
-        port = f"--cmd {args.cmd!r}" if args.cmd else f"--adapter {args.adapter}"
+        port = f"--cmd {shlex.quote(args.cmd)}" if args.cmd else f"--adapter {args.adapter}"
         self.head("Again")
         seed = f" --seed {args.seed}" if isinstance(self.outcome.subject, Law) else ""
         self.say(f"  python -m conformance explain {self.outcome.subject.id} {port} --dtype {self.port.dtype}{seed}")
 
 
-def _bars(values: Array) -> str:
-    """Eight heights a value; infinite ones as the highest."""
-    top = float(values[np.isfinite(values)].max(initial=0.0)) or 1.0
-    heights = np.nan_to_num(values / top, posinf=1.0)
-    shown = "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * height))] if height else "." for height in heights[:64])
-    return shown + (" ..." if len(heights) > 64 else "")
-
-
-def draw_error(got: Array, expected: Array, output: str, title: str, path: Path) -> None:
-    """Expected, got and the size of the error: maps of the last two axes where the error is largest, or lines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    error = np.abs(got - expected)
-    names = axis_names(output, error.shape)
-    at = np.unravel_index(int(np.argmax(np.nan_to_num(error, nan=np.inf))), error.shape) if error.ndim else ()
-    lead = tuple(int(i) for i in at[: max(error.ndim - 2, 0)])
-    where = ", ".join(f"{name} {i}" for name, i in zip(names, lead, strict=False))
-    panels = (("expected", expected[lead]), ("got", got[lead]), ("|got - expected|", error[lead]))
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}: {output}{', ' + where if where else ''} (normalised units)")
-    for axes, (name, values) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.set_title(name)
-        if values.ndim == 2:
-            top = float(np.abs(expected[lead]).max()) or 1.0
-            signed = {"cmap": "PuOr", "vmin": -top, "vmax": top}
-            image = axes.imshow(values, aspect="auto", **({"cmap": "cividis"} if "|" in name else signed))
-            figure.colorbar(image, ax=axes)
-            axes.set_xlabel(names[-1])
-            axes.set_ylabel(names[-2])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        else:
-            axes.plot(np.atleast_1d(values).ravel(), color="#0072B2", marker=".")
-            axes.set_xlabel(names[-1] if names else "")
-    picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    write_atomically(path, picture.getvalue())
+def _has_torch() -> bool:
+    """Tell whether the reference can run: it needs torch, an optional dependency of the suite."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -1,8 +1,8 @@
-"""Where a port first goes wrong, and what the error looks like. The reference runs here: this explains, never judges.
+"""The stage of an operation at which a port first goes wrong. The reference runs here, to explain and never to judge.
 
 Free-running: the port is asked for its intermediates, which are compared with the reference's in the order in which
-they arise; the first that is off is where to look. Stage by stage: each part of an operation is run by itself on the
-*reference's* intermediates, so that a part which only inherits an error is told from one that makes it.
+they arise; the first that is off is the place to look. Stage by stage: each part of an operation is run by itself on
+the *reference's* intermediates, so that a part which only inherits an error is told from one that makes it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,45 +20,13 @@ from conformance.judging.tolerance import Measured
 from conformance.ports.checked import Fault, Missing, Port, Refused, Wrong
 from conformance.protocol.operations import OPERATIONS, round_to, to_dtype
 
-__all__ = ["AXES", "Stage", "by_axis", "free_running", "looks_like", "probe_names", "stages"]
+__all__ = ["Stage", "free_running", "probe_names", "stages"]
 
 COMPRESS = ("history", "score", "value", "mixed")
 
-# Names of the axes of outputs, for words and pictures; others are called axis 0, 1, ...
-AXES: dict[str, tuple[str, ...]] = {
-    "tokens": ("sample", "token", "value"),
-    "x": ("sample", "channel", "row", "column"),
-    "raw": ("sample", "channel", "row", "column"),
-    "denoised": ("sample", "channel", "row", "column"),
-    "guided": ("sample", "channel", "row", "column"),
-    "blended": ("sample", "channel", "row", "column"),
-    "memory": ("sample", "row", "column", "feature"),
-    "y": ("sample", "token", "feature"),
-    "gamma": ("sample", "head"),
-    "embedding": ("sample", "feature"),
-    "samples": ("member", "variable"),
-    "states": ("analysis", "member", "variable"),
-    "noise": ("draw", "member", "variable"),
-    "position": ("row", "column", "coordinate"),
-    "sigmas": ("level",),
-    "sigma": ("sample",),
-    "crps": ("point",),
-    "counts": ("rank",),
-    "weights": ("point",),
-    "points": ("point",),
-    "means": ("analysis", "variable"),
-    "covariances": ("analysis", "row", "column"),
-}
-
-
-def axis_names(output: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """A name for each axis of an output of this shape."""
-    known = AXES.get(output, ())
-    return known if len(known) == len(shape) else tuple(f"axis {i}" for i in range(len(shape)))
-
 
 def probe_names(case: Case) -> tuple[str, ...]:
-    """The intermediates of a case, in the order in which they arise; adapters/probes.py says what they are."""
+    """Return the names of a case's intermediates, in the order in which they arise; see adapters/probes.py."""
     op, params = case.op, case.params
     if op == "compress":
         return COMPRESS
@@ -80,14 +48,18 @@ def probe_names(case: Case) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One comparison: `measured` is None where the port offers nothing to compare, and `said` tells why."""
+    """One comparison of an intermediate.
+
+    `measured` is None where the port offers nothing to compare, and `note` tells why.
+    """
 
     name: str
     measured: Measured | None
-    said: str = ""
+    note: str = ""
 
     @property
     def off(self) -> bool:
+        """True for an intermediate beyond its limit."""
         return self.measured is not None and not self.measured.passed
 
 
@@ -104,7 +76,7 @@ def _representable(op: str, name: str, value: Array, dtype: str) -> Array:
 
 
 def free_running(port: Port, reference: Adapter, case: Case, dtype: str) -> list[Stage]:
-    """The port's own intermediates against the reference's, in order. Empty where the operation has none."""
+    """Compare the port's own intermediates with the reference's, in order; none where the operation has none."""
     probes = probe_names(case)
     if not probes:
         return []
@@ -113,51 +85,51 @@ def free_running(port: Port, reference: Adapter, case: Case, dtype: str) -> list
     except (Refused, Missing, Fault, Wrong) as error:
         return [Stage(case.op, None, f"{type(error).__name__.lower()}: {error}")]
     truth = _trace(reference, case, dtype, probes)
-    why = "intermediates"
-    limits = monte_carlo(reference, case.op, case.inputs, case.params, truth, why, 0, (dtype,))
-    found = []
+    limits = monte_carlo(
+        reference, case.op, case.inputs, case.params, truth, why="intermediates", seed=0, dtypes=(dtype,)
+    )
+    compared = []
     for name in probes:
         key = f"probe.{name}"
         if key not in got:
-            found.append(Stage(name, None, "the port does not offer this probe"))
+            compared.append(Stage(name, None, "the port does not offer this probe"))
         elif got[key].shape != truth[key].shape:
             shapes = f"shape {list(got[key].shape)}, the reference has {list(truth[key].shape)}"
-            found.append(Stage(name, Measured(np.inf, 0.0, "shape", ()), shapes))
+            compared.append(Stage(name, Measured(np.inf, 0.0, "shape", ()), shapes))
         else:
             value = np.nan_to_num(got[key].astype(np.float64), nan=np.inf)
-            found.append(Stage(name, limits.measure(value, truth[key], dtype, key)))
-    return found
+            compared.append(Stage(name, limits.measure(value, truth[key], dtype, key)))
+    return compared
 
 
 def _part(reference: Adapter, case: Case, op: str, inputs: Arrays, params: Mapping[str, Any], dtype: str) -> Case:
-    """A part of `case` as a case of its own: inputs rounded to the dtype, values and limits from the reference."""
+    """Make a part of `case` a case of its own: inputs rounded to the dtype, values and limits from the reference."""
     rounded = {name: _representable(op, name, value, dtype) for name, value in inputs.items()}
     part = replace(case, op=op, inputs=rounded, params=params, expected={}, valid_counterpart=None)
     expected = _trace(reference, part, dtype, ())
-    limits = monte_carlo(reference, op, rounded, params, expected, "a part on its own", 0, (dtype,))
+    limits = monte_carlo(reference, op, rounded, params, expected, why="a part on its own", seed=0, dtypes=(dtype,))
     return replace(part, expected=expected, tolerance=limits)
 
 
 def stages(port: Port, reference: Adapter, case: Case, dtype: str) -> list[tuple[str, Outcome]]:
-    """Each part of a case's operation that the port has, judged by itself on the reference's intermediates."""
+    """Judge each part of a case's operation that the port has, by itself, on the reference's intermediates."""
     plan = _PLANS.get(case.op)
     if plan is None:
         return []
-    truth = {
-        name.removeprefix("probe."): value for name, value in _trace(reference, case, dtype, probe_names(case)).items()
-    }
-    found = []
-    for name, op, inputs, params in plan(case, truth):
-        if port.has(op):
-            found.append((name, judge(port, _part(reference, case, op, inputs, params, dtype))))
-    return found
+    traced = _trace(reference, case, dtype, probe_names(case))
+    truth = {name.removeprefix("probe."): value for name, value in traced.items()}
+    return [
+        (name, judge(port, _part(reference, case, op, inputs, params, dtype)))
+        for name, op, inputs, params in plan(case, truth)
+        if port.has(op)
+    ]
 
 
-_Plan = Iterator[tuple[str, str, dict[str, Array], Mapping[str, Any]]]
+_Plan = Iterator[tuple[str, str, dict[str, Array], Mapping[str, Any]]]  # name, operation, inputs, params
 
 
 def _only(inputs: Arrays, *names: str) -> dict[str, Array]:
-    """Those inputs, and all weights."""
+    """Select the inputs of these names, and all weights."""
     return {name: v for name, v in inputs.items() if name in names or name.startswith("weights.")}
 
 
@@ -174,14 +146,16 @@ def _plan_compress(case: Case, truth: Arrays) -> _Plan:
 
 
 def _plan_denoise(case: Case, truth: Arrays) -> _Plan:
-    config, x, sigma = case.params["config"], case.inputs["x"], case.inputs["sigma"]
+    config = case.params["config"]
+    x = case.inputs["x"]
+    sigma = case.inputs["sigma"]
     yield "coefficients", "precondition", {"sigma": sigma}, {"sigma_data": config["sigma_data"]}
     yield from _plan_compress(case, truth)
     yield "memory", "compress", _only(case.inputs, *PAST), {"config": config, "chunk": case.params["chunk"]}
     scaled = x / np.sqrt(sigma**2 + config["sigma_data"] ** 2)[:, None, None, None]
     yield "state tokens", "embed", {"x": scaled} | _only(case.inputs, "static", "position"), {"config": config}
     yield "noise embedding", "noise_embedding", _only(case.inputs, "sigma"), {"config": config}
-    tokens, batch = truth["tokens"], len(x)
+    tokens = truth["tokens"]
     memory = truth["memory"].reshape(-1, *tokens.shape[1:])
     given = {"memory": np.broadcast_to(memory, tokens.shape), "embedding": truth["embedding"], "sigma": sigma}
     for layer in range(config["depth"]):
@@ -190,7 +164,6 @@ def _plan_denoise(case: Case, truth: Arrays) -> _Plan:
         yield f"block {layer}", "block", own | given | {"x": tokens}, _block_params(case)
         tokens = truth[f"block.{layer}"]
     rows = case.inputs["position"].shape[-3]
-    assert batch == len(tokens)
     last = _only(case.inputs) | {"tokens": tokens, "embedding": truth["embedding"]}
     yield "output layer", "final", last, {"config": config, "rows": rows}
 
@@ -242,7 +215,7 @@ def _plan_sample(case: Case, truth: Arrays) -> _Plan:
 
 
 def _vectors(state: Array) -> Array:
-    """Fields of one channel and one row as vectors."""
+    """Flatten fields of one channel and one row to vectors."""
     return state.reshape(len(state), -1)
 
 
@@ -252,7 +225,7 @@ def _plan_assimilate(case: Case, truth: Arrays) -> _Plan:
         return
     if case.params.get("churn"):
         return
-    levels, batch = case.inputs["sigmas"].tolist(), len(case.inputs["latents"])
+    levels = case.inputs["sigmas"].tolist()
     names = ("mean", "covariance", "operator", "pairs", "value", "variance")
     given = {name: case.inputs[name] for name in names if name in case.inputs}
     settings = {k: v for k, v in case.params.items() if k not in ("churn", "together")}
@@ -260,12 +233,12 @@ def _plan_assimilate(case: Case, truth: Arrays) -> _Plan:
         state = _vectors(truth[f"state.{2 * step}"])
         inputs = given | {"x": state, "sigma": np.full(len(state), now)}
         yield f"guided mean of step {step}", "guided_mean", inputs, settings
-        assert len(state) <= batch
 
 
 def _plan_analysis(case: Case, truth: Arrays) -> _Plan:
     names = ("static", *PAST, "value", "variance", "index", "weight")
-    given, op = _only(case.inputs, *names), "guided_denoise" if case.params["method"] else "denoise_tiled"
+    given = _only(case.inputs, *names)
+    op = "guided_denoise" if case.params["method"] else "denoise_tiled"
     settings = {k: v for k, v in case.params.items() if k != "churn"}
     levels = case.inputs["sigmas"].tolist()
     for step, now in enumerate(levels[:-1]):
@@ -286,58 +259,3 @@ _PLANS: dict[str, Callable[[Case, Arrays], _Plan]] = {
     "assimilate": _plan_assimilate,
     "analysis": _plan_analysis,
 }
-
-
-def by_axis(got: Array, expected: Array, output: str) -> list[tuple[str, Array]]:
-    """Root mean square error along each axis of more than one element, by its name."""
-    error = np.nan_to_num(np.abs(got - expected), nan=np.inf)
-    names = axis_names(output, error.shape)
-    return [
-        (name, np.sqrt((error**2).mean(tuple(j for j in range(error.ndim) if j != i))))
-        for i, name in enumerate(names)
-        if error.shape[i] > 1
-    ]
-
-
-def looks_like(got: Array, expected: Array, output: str, limit: float) -> list[str]:
-    """What the error looks like, in sentences: a factor, an offset, values in other places, a part of an axis."""
-    error = np.abs(got - expected)
-    said: list[str] = []
-    size = float(np.sqrt((error**2).mean())) if error.size else 0.0
-    if size == 0.0 or not np.isfinite(size):
-        return said
-    said += [text for text in (_factor(got, expected, size), _offset(got, expected, size)) if text][:1]
-    said += _moved(got, expected, output)
-    for name, rms in by_axis(got, expected, output):
-        bad = rms > limit
-        if 0 < bad.sum() < len(rms):
-            few, which = ("", np.flatnonzero(bad)) if bad.sum() <= len(rms) / 2 else ("all but ", np.flatnonzero(~bad))
-            said.append(f"only {few}{name} {', '.join(str(i) for i in which[:8])}{' ...' if len(which) > 8 else ''}")
-    return said
-
-
-def _factor(got: Array, expected: Array, size: float) -> str:
-    norm = float((expected**2).sum())
-    if norm == 0 or expected.size < 3:
-        return ""
-    factor = float((got * expected).sum()) / norm
-    rest = float(np.sqrt(((got - factor * expected) ** 2).mean()))
-    return f"every value is {factor:.6g} times the right one" if rest < 1e-6 * size else ""
-
-
-def _offset(got: Array, expected: Array, size: float) -> str:
-    if expected.size < 3:
-        return ""
-    offset = float((got - expected).mean())
-    rest = float((got - expected - offset).std())
-    return f"every value is {offset:.6g} off" if rest < 1e-6 * size else ""
-
-
-def _moved(got: Array, expected: Array, output: str) -> list[str]:
-    if not np.array_equal(np.sort(got, axis=None), np.sort(expected, axis=None)):
-        return []
-    names = axis_names(output, expected.shape)
-    for i, name in enumerate(names):
-        if np.array_equal(np.flip(got, i), expected):
-            return [f"the values are right, in the reverse order along {name}"]
-    return ["the values are right and in the wrong places"]

@@ -1,7 +1,8 @@
-"""Mutants: wrong ports, on which the suite is tried, and honest variants, on which it must raise no alarm.
+"""Mutants are wrong ports that the suite must catch; honest variants are right ports that it must not accuse.
 
-`python -m conformance mutants` tries them all; `python -m conformance --adapter conformance.mutants:gate_reversed`
-shows what the author of one of them would be told. `MUTANTS` has them by name.
+`python -m conformance mutants` tries the suite on all of them, and `python -m conformance --adapter
+conformance.mutants:gate_reversed` shows what the author of one would be told. `MUTANTS` has the mutants by name. The
+package needs torch, for every mutant is the reference with a fault.
 """
 
 from functools import lru_cache
@@ -14,7 +15,7 @@ __all__ = ["MUTANTS", "Edit", "Mutant", "Patch", "adapter_of"]
 
 
 def adapter_of(mutant: Mutant) -> Adapter:
-    """The port with this fault; it calls itself by the mutant's name."""
+    """Return the port with this fault, which calls itself by the mutant's name."""
     return _port(mutant.name) if MUTANTS.get(mutant.name) is mutant else MutantPort(mutant.name, mutant.patches)
 
 
@@ -24,7 +25,7 @@ def _port(name: str) -> MutantPort:
 
 
 def __getattr__(name: str) -> Adapter:
-    """A mutant as an adapter, by its name: what `--adapter conformance.mutants:NAME` loads."""
+    """Return a mutant as an adapter by its name, for `--adapter conformance.mutants:NAME`."""
     if name in MUTANTS:
         return adapter_of(MUTANTS[name])
     raise AttributeError(f"there is no mutant {name!r}")

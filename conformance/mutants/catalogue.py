@@ -1,4 +1,4 @@
-"""All wrong ports, in the order of the chapters."""
+"""The catalogue of all wrong ports, in the order of the chapters."""
 
 from conformance.mutants.catalogue_assimilation import ASSIMILATION, VERIFICATION
 from conformance.mutants.catalogue_edm import EDM, TRAINING
@@ -13,12 +13,23 @@ from conformance.mutants.mutant import Mutant
 __all__ = ["MUTANTS"]
 
 _ALL = (
-    *TOKENISATION, *MEMORY, *ATTENTION, *DENOISER, *TILING, *EDM, *TRAINING, *GUIDANCE, *ASSIMILATION, *VERIFICATION,
-    *PARALLEL, *NUMERICS, *COST,
-)  # fmt: skip
+    *TOKENISATION,
+    *MEMORY,
+    *ATTENTION,
+    *DENOISER,
+    *TILING,
+    *EDM,
+    *TRAINING,
+    *GUIDANCE,
+    *ASSIMILATION,
+    *VERIFICATION,
+    *PARALLEL,
+    *NUMERICS,
+    *COST,
+)
 
 MUTANTS: dict[str, Mutant] = {mutant.name: mutant for mutant in _ALL}
 
 if len(MUTANTS) != len(_ALL):
-    twice = sorted({m.name for m in _ALL if sum(other.name == m.name for other in _ALL) > 1})
-    raise ValueError(f"names of mutants are unique, these are not: {twice}")
+    twice = sorted({mutant.name for mutant in _ALL if sum(other.name == mutant.name for other in _ALL) > 1})
+    raise ValueError(f"the name of a mutant must be unique, these are not: {twice}")

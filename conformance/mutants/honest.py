@@ -1,7 +1,7 @@
-"""Honest variants: ports that are right and round otherwise. The suite must raise no alarm on any of them.
+"""Honest variants are ports that are right but round differently. The suite must raise no alarm on any of them.
 
 Each is the reference with parts computed in another order or by another formula, as another framework, machine or
-author would. `HONEST` has them by name; `--adapter conformance.mutants.honest:NAME` judges one.
+author would compute them. `HONEST` has them by name; `--adapter conformance.mutants.honest:NAME` judges one.
 """
 
 import math
@@ -33,9 +33,9 @@ __all__ = ["HONEST", "Honest", "honest_adapter"]
 
 @dataclass(frozen=True)
 class Honest:
-    """One honest variant; without changes it is the reference with that many threads."""
+    """One honest variant: a description of its difference, the patches that make it, and a number of threads."""
 
-    what: str
+    description: str
     changes: Callable[[], Sequence[Patch]] = tuple
     threads: int = 1
 
@@ -44,7 +44,8 @@ class _Threads:
     """A port that computes with several threads."""
 
     def __init__(self, port: MutantPort, threads: int) -> None:
-        self.port, self.threads = port, threads
+        self.port = port
+        self.threads = threads
 
     def describe(self) -> Info:
         return self.port.describe()
@@ -64,7 +65,7 @@ class _Threads:
 
 
 def _split(self: nn.Linear, x: Tensor) -> Tensor:
-    """The sum over the inner dimension in three parts."""
+    """Sum over the inner dimension in three parts."""
     parts = torch.arange(x.shape[-1]).tensor_split(3)
     total = sum(x[..., part] @ self.weight[:, part].T for part in parts if len(part))
     assert isinstance(total, Tensor)
@@ -81,13 +82,14 @@ def _permuted(self: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _permuted_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    keys, inner = _order(k.shape[-2]), _order(q.shape[-1])
+    keys = _order(k.shape[-2])
+    inner = _order(q.shape[-1])
     seen = None if mask is None else mask[:, keys]
     return attention.attention_by_definition(q[..., inner], k[:, :, keys][..., inner], v[:, :, keys], seen)
 
 
 def _pairwise(self: nn.Linear, x: Tensor) -> Tensor:
-    """Products, then a tree of sums of two."""
+    """Form all products, then add them pair by pair."""
     terms = x[..., None, :] * self.weight
     while terms.shape[-1] > 1:
         half = terms.shape[-1] // 2
@@ -101,7 +103,7 @@ def _einsum(self: nn.Linear, x: Tensor) -> Tensor:
 
 
 class _Wide(torch.autograd.Function):
-    """x W^T with products and sums in a wider format, rounded once."""
+    """The product x W^T in a wider format, rounded once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -112,9 +114,9 @@ class _Wide(torch.autograd.Function):
         return torch.from_numpy(np.asarray(wide).astype(np.float64))
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        return slope @ weight, slope.flatten(0, -2).T @ x.flatten(0, -2)
+        return gradient @ weight, gradient.flatten(0, -2).T @ x.flatten(0, -2)
 
 
 def _wide(self: nn.Linear, x: Tensor) -> Tensor:
@@ -125,13 +127,16 @@ def _wide(self: nn.Linear, x: Tensor) -> Tensor:
 def _fused(
     self: MultiHead, x: Tensor, context: Tensor, head_weight: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Keys and values, and in self-attention queries, by one product, cut afterwards."""
-    width, both = x.shape[-1], torch.cat([self.key.weight, self.value.weight])
+    """Project keys and values, and in self-attention queries too, by one product that is split afterwards."""
+    width = x.shape[-1]
+    both = torch.cat([self.key.weight, self.value.weight])
     if context is x:
         q, k, v = torch.split(x @ torch.cat([self.query.weight, both]).T, width, -1)
     else:
-        q, (k, v) = x @ self.query.weight.T, torch.split(context @ both.T, width, -1)
-    q, v = q + self.query.bias, v + self.value.bias
+        q = x @ self.query.weight.T
+        k, v = torch.split(context @ both.T, width, -1)
+    q = q + self.query.bias
+    v = v + self.value.bias
     q, k, v = (rearrange(t, "b n (a d) -> b a n d", a=self.heads) for t in (q, k, v))
     y = attention.attention(q, k, v, mask)
     y = y if head_weight is None else y * head_weight[:, :, None, None]
@@ -142,17 +147,21 @@ def _fused(
 
 
 def _online(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Three keys at a time, with a running maximum, denominator and numerator."""
-    maximum, total, found = q.new_full(q.shape[:-1], -1e30), q.new_zeros(q.shape[:-1]), torch.zeros_like(q)
+    """Attend to three keys at a time, with a running maximum, denominator and numerator."""
+    maximum = q.new_full(q.shape[:-1], -1e30)
+    denominator = q.new_zeros(q.shape[:-1])
+    numerator = torch.zeros_like(q)
     for at in range(0, k.shape[-2], 3):
         part = slice(at, at + 3)
         score = q @ k[:, :, part].mT * q.shape[-1] ** -0.5
         score = score if mask is None else score.masked_fill(~mask[:, part], -torch.inf)
         new = torch.maximum(maximum, score.amax(-1).detach())
-        keep, weight = torch.exp(maximum - new), torch.exp(score - new[..., None])
-        total, found = total * keep + weight.sum(-1), found * keep[..., None] + weight @ v[:, :, part]
+        keep = torch.exp(maximum - new)
+        weight = torch.exp(score - new[..., None])
+        denominator = denominator * keep + weight.sum(-1)
+        numerator = numerator * keep[..., None] + weight @ v[:, :, part]
         maximum = new
-    return found / total[..., None]
+    return numerator / denominator[..., None]
 
 
 def _softmax_wide(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -162,18 +171,19 @@ def _softmax_wide(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -
 
 
 def _two_pass(x: Tensor) -> Tensor:
-    off = x - x.sum(-1, keepdim=True) / x.shape[-1]
-    return off * torch.rsqrt((off * off).sum(-1, keepdim=True) / x.shape[-1] + 1e-6)
+    centred = x - x.sum(-1, keepdim=True) / x.shape[-1]
+    return centred * torch.rsqrt((centred * centred).sum(-1, keepdim=True) / x.shape[-1] + 1e-6)
 
 
 def _welford(x: Tensor) -> Tensor:
-    """Mean and squares updated value by value, in float32 or better as such kernels keep them."""
+    """Update mean and squares value by value, in float32 or better as such kernels do."""
     wide = x if x.dtype == torch.float64 else x.float()
-    mean, squares = torch.zeros_like(wide[..., 0]), torch.zeros_like(wide[..., 0])
+    mean = torch.zeros_like(wide[..., 0])
+    squares = torch.zeros_like(wide[..., 0])
     for i in range(x.shape[-1]):
-        off = wide[..., i] - mean
-        mean = mean + off / (i + 1)
-        squares = squares + off * (wide[..., i] - mean)
+        difference = wide[..., i] - mean
+        mean = mean + difference / (i + 1)
+        squares = squares + difference * (wide[..., i] - mean)
     return ((wide - mean[..., None]) / (squares / x.shape[-1] + 1e-6).sqrt()[..., None]).to(x.dtype)
 
 
@@ -187,7 +197,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _gate_tanh(sigma: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """sigmoid by tanh, softplus by logaddexp."""
+    """Compute sigmoid by tanh and softplus by logaddexp."""
     if not bool((sigma > 0).all()):
         raise ValueError("sigma must be positive")
     steepness = torch.logaddexp(alpha, torch.zeros_like(alpha))
@@ -195,14 +205,14 @@ def _gate_tanh(sigma: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 def _compiled() -> Sequence[Patch]:
-    """Layer norm and gelu by torch's compiler: C++ where there is a compiler, else its graphs run by torch's kernels.
+    """Compile layer norm and gelu by torch's compiler: to C++ where there is a compiler, else to graphs of its kernels.
 
-    Where gradients are asked for, the plain functions: twice the kernels would take twice the time to compile.
+    Where gradients are asked for, the plain functions run: twice the kernels would take twice the time to compile.
     """
     import logging
     import shutil
 
-    # Sizes and dtypes beyond the compiler's limit run uncompiled, of which it would tell.
+    # Sizes and dtypes beyond the compiler's limit run uncompiled; it would warn of each.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     norm = torch.compile(lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6), backend=backend, dynamic=True)
@@ -237,7 +247,7 @@ def _collect(state: MemoryState, score: Tensor, value: Tensor) -> MemoryState:
 
 
 def _collected(state: MemoryState) -> Tensor:
-    """One softmax over all frames."""
+    """Take one softmax over all frames."""
     if state.maximum.shape[1] == 0:
         raise ValueError("no frame")
     return memory.memory_by_definition(state.maximum, state.accumulator)
@@ -256,19 +266,19 @@ def _one_sample(self: Storm, x: Tensor, sigma: Tensor, condition: Condition) -> 
     def of(tensor: Tensor, i: int) -> Tensor:
         return tensor[i : i + 1] if len(tensor) > 1 else tensor
 
-    found = []
+    denoised = []
     for i in range(len(x)):
         position = of(condition.position, i)
         own = replace(condition, static=of(condition.static, i), memory=of(condition.memory, i), position=position)
-        found.append(_forward(self, x[i : i + 1], sigma[i : i + 1], own))
-    return torch.cat(found)
+        denoised.append(_forward(self, x[i : i + 1], sigma[i : i + 1], own))
+    return torch.cat(denoised)
 
 
 _tensor, _rank = adapter._tensor, adapter._rank_histogram
 
 
 def _strided(op: str, name: str, value: Array, dtype: str) -> Tensor:
-    """Fields with the channel fastest in memory, matrices column-major: the same numbers elsewhere."""
+    """Lay fields out with the channel fastest in memory, and matrices column by column."""
     tensor = _tensor(op, name, value, dtype)
     if tensor.ndim == 4:
         return tensor.contiguous(memory_format=torch.channels_last)
@@ -330,24 +340,32 @@ _cg = guidance.conjugate_gradient
 
 
 def _direct(apply: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 1e-10) -> Tensor:
-    """The system as a matrix, solved; where the stated number of steps is too few for that, the steps."""
+    """Solve the system as a matrix; where the stated number of steps is too few for that, take the steps."""
     if steps < b.shape[-1]:
         return _cg(apply, b, steps, tolerance)
     columns = [apply(row.expand_as(b)) for row in torch.eye(b.shape[-1], dtype=b.dtype)]
-    found: Tensor = torch.linalg.solve(torch.stack(columns, -1), b[..., None])
-    return found[..., 0]
+    solution: Tensor = torch.linalg.solve(torch.stack(columns, -1), b[..., None])
+    return solution[..., 0]
 
 
-def _joseph(model: Tensor, model_error: Tensor, operator: Tensor, error: Tensor, mean: Tensor, covariance: Tensor,
-            observations: Tensor) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+def _joseph(
+    model: Tensor,
+    model_error: Tensor,
+    operator: Tensor,
+    error: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    observations: Tensor,
+) -> list[tuple[Tensor, Tensor]]:
     gain = model_error @ operator.T @ torch.linalg.inv(operator @ model_error @ operator.T + error)
-    keep, result = torch.eye(len(mean), dtype=mean.dtype) - gain @ operator, []
+    keep = torch.eye(len(mean), dtype=mean.dtype) - gain @ operator
+    analyses = []
     for y in observations:
         forecast = model @ mean
         mean = forecast + gain @ (y - operator @ forecast)
         covariance = keep @ (model @ covariance @ model.T + model_error) @ keep.T + gain @ error @ gain.T
-        result.append((mean, covariance))
-    return result
+        analyses.append((mean, covariance))
+    return analyses
 
 
 def _other_generator(seed: int, analysis: int, member: int, shape: Sequence[int], draws: int = 1) -> Tensor:
@@ -369,19 +387,19 @@ _over_ranks = parallel.over_ranks
 
 
 def _on_one_rank(op: str, i: Mapping[str, Tensor], p: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Any mesh that fits is answered by one rank, whose arrays stand for all."""
+    """Answer any mesh that fits by one rank, whose arrays stand for all."""
     shape = Mesh(**p["mesh"])
     if op == "parallel_gather" or shape.size == 1:
         return _over_ranks(op, i, p)
     if "config" in p:
         count = next(len(i[name]) for name in ("x", "clean", "latents", "static") if name in i)
         shape.check(adapter._config(p), parallel._count(parallel._tiling(p)), p.get("members", count))
-    found = _over_ranks(op, i, {**p, "mesh": {}})
-    return {name.removeprefix("rank.0."): value for name, value in found.items()}
+    outputs = _over_ranks(op, i, {**p, "mesh": {}})
+    return {name.removeprefix("rank.0."): value for name, value in outputs.items()}
 
 
 def _from_the_last(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum over ranks from the last to the first, the same on each."""
+    """Sum over ranks from the last to the first, the same on each."""
     ctx.group = group
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, x.contiguous(), group=group)
@@ -472,14 +490,14 @@ HONEST: dict[str, Honest] = {
 
 
 def honest_adapter(name: str) -> Adapter:
-    """The port of an honest variant."""
+    """Return the port of an honest variant."""
     honest = HONEST[name]
     port = MutantPort(name, honest.changes())
     return _Threads(port, honest.threads) if honest.threads > 1 else port
 
 
 def __getattr__(name: str) -> Adapter:
-    """What `--adapter conformance.mutants.honest:NAME` loads."""
+    """Return an honest variant as an adapter by its name, for `--adapter conformance.mutants.honest:NAME`."""
     if name in HONEST:
         return honest_adapter(name)
     raise AttributeError(f"there is no honest variant {name!r}")

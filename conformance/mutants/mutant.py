@@ -1,8 +1,9 @@
-"""A mutant: a wrong port that is the reference with one deliberate fault, put in for the duration of a call.
+"""A mutant is a wrong port: the reference with one deliberate fault, in place for the duration of a call.
 
-A fault is a list of patches: where (a module or a class), a name there, and what stands in its place. Most are edits, a
-piece of the function's source and the wrong piece, so that the fault can be read and shown as what an author would have
-written. A patch acts wherever the object is bound: a function that other modules import by name is replaced there too.
+A fault is a list of patches, each with an owner (a module or a class), a name there, and the replacement. Most
+replacements are edits, a piece of the function's source and the wrong piece, so that the fault can be read and shown as
+an author would have written it. A patch acts wherever the object is bound: a function that other modules import by name
+is replaced there too.
 """
 
 import inspect
@@ -19,52 +20,65 @@ from conformance.adapters import reference_operations as adapter
 from conformance.adapters import reference_ranks as parallel
 from conformance.adapters.reference import OPERATIONS, Reference
 
-__all__ = ["Edit", "Mutant", "MutantPort", "Patch", "Place", "Traced", "chapter", "codes", "edit", "in_ranks", "place"]
+__all__ = [
+    "Edit",
+    "Mutant",
+    "MutantPort",
+    "Patch",
+    "Place",
+    "Traced",
+    "chapter",
+    "edit",
+    "in_ranks",
+    "place",
+    "replaced_code",
+    "shows_in",
+]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Pieces of a function's source, each there once, and what stands instead: right, wrong, right, wrong."""
+    """Pieces of a function's source, each present once, and their replacements: right, wrong, right, wrong, ..."""
 
     pieces: tuple[str, ...]
 
     def apply(self, owner: ModuleType | type, name: str) -> Any:
-        """The function with its pieces exchanged. Raises ValueError when a piece is not there exactly once."""
-        found = getattr(owner, name)
-        source = textwrap.dedent(inspect.getsource(found))
+        """Return the function with its pieces exchanged. Raises ValueError for a piece that is not there just once."""
+        function = getattr(owner, name)
+        source = textwrap.dedent(inspect.getsource(function))
         for right, wrong in zip(self.pieces[::2], self.pieces[1::2], strict=True):
             if source.count(right) != 1:
                 raise ValueError(f"{owner.__name__}.{name} has {right!r} {source.count(right)} times, wanted once")
             source = source.replace(right, wrong)
-        local: dict[str, Any] = {}
-        module = sys.modules[inspect.unwrap(found).__module__]
-        exec(compile(source, f"<{name} of a mutant>", "exec"), vars(module), local)
-        return local[name]
+        defined: dict[str, Any] = {}
+        module = sys.modules[inspect.unwrap(function).__module__]
+        exec(compile(source, f"<{name} of a mutant>", "exec"), vars(module), defined)
+        return defined[name]
 
 
 def edit(*pieces: str) -> Edit:
-    """An edit: right, wrong, right, wrong, ..."""
+    """Make an edit of its pieces: right, wrong, right, wrong, ..."""
     return Edit(pieces)
 
 
-Place = tuple[str, int, str]  # of a piece of code: file, line, name
-Patch = tuple[ModuleType | type, str, Any]  # where, the name, an Edit or what stands there instead
+Place = tuple[str, int, str]  # where code stands: file, line, qualified name
+Patch = tuple[ModuleType | type, str, Any]  # owner, name, and an Edit or the replacement itself
 
 
 @dataclass(frozen=True)
 class Mutant:
     """One wrong port."""
 
-    name: str  # snake_case, unique, for ever
-    fault: str  # what is wrong, as one would tell the author
+    name: str  # snake_case, unique, never changed
+    fault: str  # the mistake, as one would tell the author
     chapter: str
-    requirements: tuple[str, ...]  # those it breaks
+    requirements: tuple[str, ...]  # the requirements that it breaks
     patches: tuple[Patch, ...]
-    equivalent: str = ""  # why no test can tell it from the reference, for one that none can
+    equivalent: str = ""  # the reason why no test can tell it from the reference, where none can
 
 
 def _bindings(owner: ModuleType | type, name: str) -> list[tuple[Any, str]]:
-    """Every namespace and name that the object is bound to: classes as they are, modules by their dictionaries."""
+    """Return every namespace and name that the object is bound to: classes themselves, modules' dictionaries."""
     if isinstance(owner, type):
         return [(owner, name)]
     original = vars(owner)[name]
@@ -81,7 +95,7 @@ def _put(space: Any, name: str, value: Any) -> None:
 
 
 class MutantPort:
-    """The reference under a mutant's name, with its patches in place while an operation runs."""
+    """The reference under a mutant's name, with the mutant's patches in place while an operation runs."""
 
     def __init__(self, name: str, patches: Sequence[Patch]) -> None:
         self.name = name
@@ -93,13 +107,13 @@ class MutantPort:
                 self._places.append((space, key, right, new))
 
     def describe(self) -> Info:
-        """The reference's claims under the fault's name."""
+        """Return the reference's claims under the mutant's name."""
         return replace(Reference().describe(), name=self.name)
 
     def run(
         self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Sequence[str]
     ) -> Mapping[str, Array]:
-        """One operation with the fault in place, in the ranks of a mesh too: they are forked from here."""
+        """Run one operation with the fault in place, also in the ranks of a mesh, which are forked from here."""
         with self._installed(), parallel.inherited(self) if self._places else nullcontext():
             return Reference().run(op, inputs, params, probes)
 
@@ -115,7 +129,7 @@ class MutantPort:
 
 
 class Traced(Reference):
-    """The reference, which notes what code runs."""
+    """The reference, recording the code that runs in `seen`."""
 
     def __init__(self) -> None:
         self.seen: set[CodeType] = set()
@@ -136,39 +150,46 @@ class Traced(Reference):
 
 
 def place(code: CodeType) -> Place:
-    """Where a piece of code stands: the same for a function and its checked double."""
+    """Return where a piece of code stands, which is the same for a function and its checked double."""
     return code.co_filename, code.co_firstlineno, code.co_qualname
 
 
-def codes(patches: Sequence[Patch]) -> frozenset[CodeType] | None:
-    """The code that the patches replace: what never runs it cannot tell the mutant from the reference.
-
-    None where a patch replaces something that is no code, a constant for instance.
-    """
-    found = set()
+def replaced_code(patches: Sequence[Patch]) -> frozenset[Place] | None:
+    """Return where the code stands that the patches replace; None where one replaces something else, say a constant."""
+    places = set()
     for owner, name, _ in patches:
         right = inspect.unwrap(getattr(owner, name))
         code = getattr(vars(right).get("__init__") if isinstance(right, type) else right, "__code__", None)
         if code is None:
             return None
-        found.add(code)
-    return frozenset(found)
+        places.add(place(code))
+    return frozenset(places)
 
 
 def in_ranks(patches: Sequence[Patch]) -> bool:
-    """Whether what the patches replace runs in ranks, where no trace of this process sees it: every case of chapter 9
-    counts as running it, and no other does.
-    """
+    """Tell whether all that the patches replace runs in ranks, where a trace of this process does not see it."""
     modules = {owner.__module__ if isinstance(owner, type) else owner.__name__ for owner, _, _ in patches}
     return bool(modules) and all(
         name.startswith("storm_ref.parallel.") or name == parallel.__name__ for name in modules
     )
 
 
+def shows_in(patches: Sequence[Patch], tested: str, reached: frozenset[Place]) -> bool:
+    """Tell whether a case or law may tell the patched reference from the reference itself.
+
+    tested: the chapter of the case or law. All of chapter 9 may show patches that act in ranks, and no other chapter
+    does. reached: the code that the case or law runs on the reference. One that runs none of the replaced code shows
+    nothing.
+    """
+    if in_ranks(patches):
+        return tested == "parallel"
+    places = replaced_code(patches)
+    return places is None or bool(places & reached)
+
+
 def chapter(name: str, *rows: tuple[Any, ...]) -> tuple[Mutant, ...]:
-    """The mutants of a chapter from rows of name, fault, requirements in one string, and patches."""
+    """Make the mutants of a chapter from rows of name, fault, requirements in one string, and patches."""
     return tuple(
-        Mutant(row_name, fault, name, tuple(requirements.split()), patches)
-        for row_name, fault, requirements, *rest in rows
-        for patches in [tuple(rest)]
+        Mutant(row_name, fault, name, tuple(requirements.split()), tuple(patches))
+        for row_name, fault, requirements, *patches in rows
     )

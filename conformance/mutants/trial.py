@@ -1,15 +1,16 @@
-"""`python -m conformance mutants`: the suite is tried on wrong ports, which it must catch, and on honest ones, which it
-must not accuse.
+"""`python -m conformance mutants`: try the suite on wrong ports, which it must catch, and on honest ones, which it must
+not accuse.
 
 A mutant is killed in a dtype when a case or law fails, and counts as killed when it is in every dtype of the trial.
-Cases and laws that do not reach the code with the fault see the reference itself, whose verdict is known, and are not
-run; neither are laws of other chapters on a mutant that is killed already, nor in any dtype but the first all others
-once ENOUGH have failed. Mutants whose fault is in ranks, which take longer, are done with ENOUGH in every dtype. A law
-is tried on EXAMPLES examples. Survivors are argued equivalent in the catalogue, or show that a case is missing.
+
+Not everything is run on everything. Cases and laws that do not reach the code with the fault see the reference itself,
+whose verdict is known. On a mutant that is killed already, laws of other chapters are left out; so are, once ENOUGH
+have failed, all others in every dtype but the first. Mutants whose fault is in ranks take longer, and ENOUGH failures
+end their trial in every dtype. A law is tried on EXAMPLES examples. Survivors are argued equivalent in the catalogue,
+or show that a case is missing.
 """
 
 import argparse
-import importlib
 import json
 import multiprocessing
 import os
@@ -17,10 +18,9 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import CodeType
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,12 +31,13 @@ from rich.table import Table
 from conformance import SPEC
 from conformance.adapter import Adapter, describe
 from conformance.judging.case import Case
-from conformance.judging.law import Law
-from conformance.judging.runner import FAILED, judge, judge_law
-from conformance.judging.vectors import FOLDER, load_cases, manifest
+from conformance.judging.runner import FAILED, Subject, judge, judge_law
+from conformance.judging.vectors import load_cases
+from conformance.laws import all_laws
 from conformance.mutants import MUTANTS, Mutant, adapter_of
 from conformance.mutants.honest import HONEST, honest_adapter
-from conformance.mutants.mutant import Patch, Place, Traced, codes, in_ranks, place
+from conformance.mutants.likely_mutants import LineUp
+from conformance.mutants.mutant import Patch, Place, Traced, in_ranks, place, replaced_code, shows_in
 from conformance.ports.checked import Port
 from conformance.protocol.atomic import write_atomically
 
@@ -44,45 +45,43 @@ __all__ = ["Finding", "reach", "subjects", "summary", "trial", "try_port"]
 
 DTYPES = ("float64", "float32")
 ENOUGH = 10
-EXAMPLES = 6  # of a law: fewer than judging a port takes, for there are a thousand ports here
-Subject = Case | Law
+EXAMPLES = 6  # of a law; judging a port takes more, but there are a thousand ports here
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the suite found on one port in one dtype: the ids of the cases and laws that failed."""
+    """The ids of the cases and laws that failed on one port in one dtype."""
 
     name: str
     dtype: str
     failed: tuple[str, ...]
-    first: str  # what the first of them said
+    first: str  # the first of them, and what it said
     seconds: float
 
 
-def subjects(folder: Path = FOLDER) -> list[Subject]:
-    """Every frozen case, and the laws of the same chapters."""
-    modules = (importlib.import_module(f"conformance.laws.{name}") for name in manifest(folder)["chapters"])
-    laws = [replace(law, examples=min(law.examples, EXAMPLES)) for module in modules for law in module.LAWS]
-    return [*load_cases(folder), *laws]
+def subjects() -> list[Subject]:
+    """Return every frozen case and every law, the laws with fewer examples."""
+    laws = [replace(law, examples=min(law.examples, EXAMPLES)) for law in all_laws()]
+    return [*load_cases(), *laws]
 
 
 def _judged(port: Port, subject: Subject) -> tuple[str, str]:
-    found = judge(port, subject) if isinstance(subject, Case) else judge_law(port, subject, 0, shrink=False)
-    return found.verdict, found.detail
+    outcome = judge(port, subject) if isinstance(subject, Case) else judge_law(port, subject, 0, shrink=False)
+    return outcome.verdict, outcome.detail
 
 
-def reach(found: Iterable[Subject], wanted: Iterable[CodeType]) -> dict[str, frozenset[Place]]:
-    """Which of the wanted pieces of code each case or law runs, on the reference."""
-    interesting = {place(code) for code in wanted}
+def reach(tested: Iterable[Subject], wanted: Iterable[Place]) -> dict[str, frozenset[Place]]:
+    """Return which of the wanted pieces of code each case or law runs on the reference."""
+    interesting = frozenset(wanted)
     reached = {}
-    for subject in found:
+    for subject in tested:
         traced = Traced()
         _judged(Port(traced, describe(traced)), subject)
-        reached[subject.id] = frozenset(interesting & {place(code) for code in traced.seen})
+        reached[subject.id] = interesting & {place(code) for code in traced.seen}
     return reached
 
 
-def try_port(name: str, adapter: Adapter, dtype: str, found: Iterable[Subject], enough: int | None = None) -> Finding:
+def try_port(name: str, adapter: Adapter, dtype: str, tested: Iterable[Subject], enough: int | None = None) -> Finding:
     """Judge a port by cases and laws until `enough` have failed, a public one among them; None: by all.
 
     Hypothesis does not look for the smallest example.
@@ -91,7 +90,7 @@ def try_port(name: str, adapter: Adapter, dtype: str, found: Iterable[Subject], 
     port = Port(adapter, describe(adapter), dtype)
     failed: list[Subject] = []
     first = ""
-    for subject in found:
+    for subject in tested:
         if enough is not None and len(failed) >= enough and any(other.public for other in failed):
             break
         with warnings.catch_warnings():
@@ -103,17 +102,17 @@ def try_port(name: str, adapter: Adapter, dtype: str, found: Iterable[Subject], 
     return Finding(name, dtype, tuple(subject.id for subject in failed), first, time.process_time() - start)
 
 
-_SUBJECTS: dict[str, Subject] = {}  # of a worker process
+_SUBJECTS: dict[str, Subject] = {}  # those of a worker process, by id
 
 
-def _start(folder: Path) -> None:
+def _start() -> None:
     torch.set_num_threads(1)
-    _SUBJECTS.update({subject.id: subject for subject in subjects(folder)})
+    _SUBJECTS.update({subject.id: subject for subject in subjects()})
 
 
 @dataclass(frozen=True)
 class Task:
-    """A port to try in a dtype, on these cases and laws, and on the others if none of them fails."""
+    """A port to try in a dtype: on the cases and laws `ids`, and on `others` if none of those fails."""
 
     name: str
     dtype: str
@@ -125,79 +124,77 @@ class Task:
 def _work(task: Task) -> Finding:
     wrong = task.name in MUTANTS
     adapter = adapter_of(MUTANTS[task.name]) if wrong else honest_adapter(task.name)
-    found = try_port(task.name, adapter, task.dtype, [_SUBJECTS[i] for i in task.ids], task.enough)
-    if found.failed or not task.others:
-        return found
-    more = try_port(task.name, adapter, task.dtype, [_SUBJECTS[i] for i in task.others], 1)
-    return replace(more, seconds=found.seconds + more.seconds)
-
-
-def _relevant(
-    patches: Sequence[Patch], found: Sequence[Subject], reached: Mapping[str, frozenset[Place]]
-) -> list[Subject]:
-    """The cases and laws that run the code which the patches replace."""
-    if in_ranks(patches):
-        return [subject for subject in found if subject.chapter == "parallel"]
-    changed = codes(patches)
-    places = None if changed is None else {place(code) for code in changed}
-    return [subject for subject in found if places is None or places & reached[subject.id]]
+    finding = try_port(task.name, adapter, task.dtype, [_SUBJECTS[i] for i in task.ids], task.enough)
+    if finding.failed or not task.others:
+        return finding
+    more = try_port(task.name, adapter, task.dtype, [_SUBJECTS[i] for i in task.others], enough=1)
+    return replace(more, seconds=finding.seconds + more.seconds)
 
 
 def _tasks(
-    mutants: Sequence[Mutant], honest: Sequence[str], dtypes: Sequence[str], found: Sequence[Subject]
+    mutants: Sequence[Mutant], honest: Sequence[str], dtypes: Sequence[str], tested: Sequence[Subject]
 ) -> list[Task]:
-    """What to run; the longest first, so that no process is left with a long one at the end."""
-    named = {name: HONEST[name].changes() for name in honest}
-    every = [*(mutant.patches for mutant in mutants), *named.values()]
-    reached = reach(found, [code for patches in every for code in codes(patches) or ()])
+    """List what to run, the longest first, so that no process is left with a long one at the end."""
+    changes = {name: HONEST[name].changes() for name in honest}
+    every = [*(mutant.patches for mutant in mutants), *changes.values()]
+    reached = reach(tested, [code for patches in every for code in replaced_code(patches) or ()])
+
+    def relevant(patches: Sequence[Patch]) -> list[Subject]:
+        return [subject for subject in tested if shows_in(patches, subject.chapter, reached[subject.id])]
+
     tasks = []
-    for name, patches in named.items():
-        cases = [subject for subject in found if isinstance(subject, Case)]  # threads wait more than they compute
-        ids = tuple(subject.id for subject in (_relevant(patches, found, reached) if patches else cases))
+    for name, patches in changes.items():
+        cases = [subject for subject in tested if isinstance(subject, Case)]  # threads wait more than they compute
+        ids = tuple(subject.id for subject in (relevant(patches) if patches else cases))
         tasks += [Task(name, dtype, ids) for dtype in dtypes]
     for mutant in mutants:
-        own = sorted(_relevant(mutant.patches, found, reached), key=lambda s: s.chapter != mutant.chapter)
+        own = sorted(relevant(mutant.patches), key=lambda subject: subject.chapter != mutant.chapter)
         soon = tuple(s.id for s in own if isinstance(s, Case) or s.chapter == mutant.chapter)
         late = tuple(s.id for s in own if s.id not in set(soon))
-        few = None if not in_ranks(mutant.patches) else ENOUGH
+        few = ENOUGH if in_ranks(mutant.patches) else None
         tasks += [Task(mutant.name, dtype, soon, late, few if dtype == dtypes[0] else ENOUGH) for dtype in dtypes]
     return sorted(tasks, key=lambda task: -len(task.ids))
 
 
-def _run(tasks: Iterable[Task], folder: Path, jobs: int, done: Callable[[Finding], None]) -> None:
+def _run(tasks: Iterable[Task], jobs: int, done: Callable[[Finding], None]) -> None:
     if jobs == 1:
-        _start(folder)
+        _start()
         for task in tasks:
             done(_work(task))
         return
+
+    def finished(future: Future[Finding]) -> None:
+        if future.exception() is None:
+            done(future.result())
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["conformance.mutants.trial"])
-    with ProcessPoolExecutor(jobs, context, _start, (folder,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _start) as pool:
         waiting = [pool.submit(_work, task) for task in tasks]
         for future in waiting:
-            future.add_done_callback(lambda f: done(f.result()) if f.exception() is None else None)
+            future.add_done_callback(finished)
         for future in waiting:
             future.result()
 
 
-_LINEUPS: dict[Path, Any] = {}  # of a worker process: it remembers what every mutant answered
+@cache
+def _lineup() -> LineUp:
+    """Return the one line-up of a worker process, which remembers what every mutant answered."""
+    return LineUp(load_cases(), DTYPES[0])
 
 
-def _named(folder: Path, case: str, mutants: Sequence[str]) -> list[str]:
-    """Those of the mutants that `explain` names first when it is asked about their failure on this case."""
-    from conformance.explain.likely_mutants import LineUp, named
-
+def _named(case_id: str, mutants: Sequence[str]) -> list[str]:
+    """Return those of the mutants that `explain` names first when it is asked about their failure on this case."""
     torch.set_num_threads(1)
-    if folder not in _LINEUPS:
-        _LINEUPS[folder] = LineUp(load_cases(folder), DTYPES[0])
-    lineup = _LINEUPS[folder]
+    lineup = _lineup()
+    case = next(case for case in lineup.cases if case.id == case_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [name for name in mutants if named(lineup, name, next(c for c in lineup.cases if c.id == case))]
+        return [name for name in mutants if lineup.names_rightly(name, case)]
 
 
-def naming(findings: Sequence[Finding], folder: Path, jobs: int) -> dict[str, Any]:
-    """How many mutants `explain` calls by their names, each asked about by the first case that it fails."""
+def naming(findings: Sequence[Finding], jobs: int) -> dict[str, Any]:
+    """Count the mutants that `explain` calls by their names, each asked about by the first case that it fails."""
     by_case: dict[str, list[str]] = defaultdict(list)
     for finding in findings:
         first = next((i for i in finding.failed if "/law-" not in i), None)
@@ -206,17 +203,18 @@ def naming(findings: Sequence[Finding], folder: Path, jobs: int) -> dict[str, An
     if not by_case:
         return {"asked": 0, "named": 0, "misnamed": []}
     cases = sorted(by_case)  # cases of one chapter follow one another, and go to one process
+    mutants = [by_case[case] for case in cases]
     chunk = -(-len(cases) // jobs)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        found = pool.map(_named, [folder] * len(cases), cases, [by_case[c] for c in cases], chunksize=chunk)
-        right = {name for names in found for name in names}
-    asked = sorted(name for names in by_case.values() for name in names)
+        answers = pool.map(_named, cases, mutants, chunksize=chunk)
+        right = {name for names in answers for name in names}
+    asked = sorted(name for names in mutants for name in names)
     return {"asked": len(asked), "named": len(right), "misnamed": [name for name in asked if name not in right]}
 
 
-def summary(mutants: Sequence[Mutant], findings: Sequence[Finding], found: Sequence[Subject]) -> dict[str, Any]:
-    """mutants.json: who was killed, by what, who survived, and who was accused without cause."""
-    known = {subject.id: subject for subject in found}
+def summary(mutants: Sequence[Mutant], findings: Sequence[Finding], tested: Sequence[Subject]) -> dict[str, Any]:
+    """Return mutants.json: who was killed, by what, who survived, and who was accused without cause."""
+    known = {subject.id: subject for subject in tested}
     wrong = {mutant.name for mutant in mutants}
     of = {(f.name, f.dtype): f for f in findings if f.name in wrong}
     dtypes = sorted({f.dtype for f in findings}, reverse=True)
@@ -262,8 +260,8 @@ def _print(data: Mapping[str, Any], mutants: Sequence[Mutant], console: Console)
     console.print(table)
     killed, public = data["killed"], data["killed_by_public"]
     console.print(f"killed {killed} of {data['mutants']} in every dtype, {public} by public cases and laws")
-    lines = [f"{name}: {len(names)}" for name, names in data["requirements"].items()]
-    console.print("mutants killed by requirement: " + ", ".join(lines), highlight=False)
+    counts = [f"{name}: {len(names)}" for name, names in data["requirements"].items()]
+    console.print("mutants killed by requirement: " + ", ".join(counts), highlight=False)
     for s in data["survivors"]:
         why = f"equivalent: {s['equivalent']}" if s["equivalent"] else "a case is missing"
         console.print(f"survivor {s['name']} in {s['dtype']}: {s['fault']}; {why}", highlight=False, markup=False)
@@ -278,23 +276,26 @@ def _print(data: Mapping[str, Any], mutants: Sequence[Mutant], console: Console)
 
 
 def _chosen(only: Sequence[str] | None) -> tuple[list[Mutant], list[str]]:
-    strange = [name for name in only or () if name not in MUTANTS and name not in HONEST]
-    if strange:
+    unknown = [name for name in only or () if name not in MUTANTS and name not in HONEST]
+    if unknown:
         raise ValueError(
-            f"there is no mutant or honest variant {', '.join(strange)}; conformance/mutants has their names"
+            f"there is no mutant or honest variant {', '.join(unknown)}; conformance/mutants has their names"
         )
     mutants = [m for m in MUTANTS.values() if not only or m.name in only]
     return mutants, [name for name in HONEST if not only or name in only]
 
 
 def trial(args: argparse.Namespace) -> int:
-    """Try the suite, print what came of it, write mutants.json. 0 when all but equivalent mutants are killed and no
-    honest variant is accused, else 1."""
+    """Try the suite, print what came of it, and write mutants.json.
+
+    Returns the exit code: 0 when all but equivalent mutants are killed and no honest variant is accused, else 1.
+    """
     mutants, honest = _chosen(args.only)
-    folder = getattr(args, "vectors", FOLDER)
-    dtypes, jobs = args.dtype or list(DTYPES), args.jobs or os.cpu_count() or 1
+    dtypes = args.dtype or list(DTYPES)
+    jobs = args.jobs or os.cpu_count() or 1
     torch.set_num_threads(1)
-    found, findings = subjects(folder), []
+    tested = subjects()
+    findings: list[Finding] = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -304,8 +305,8 @@ def trial(args: argparse.Namespace) -> int:
             findings.append(finding)
             bar.update(shown, advance=1, description=finding.name[:32].ljust(32))
 
-        _run(_tasks(mutants, honest, dtypes, found), folder, jobs, done)
-    data = summary(mutants, findings, found) | {"explain": naming(findings, folder, jobs)}
+        _run(_tasks(mutants, honest, dtypes, tested), jobs, done)
+    data = summary(mutants, findings, tested) | {"explain": naming(findings, jobs)}
     write_atomically(args.out / "mutants.json", (json.dumps(data, indent=1) + "\n").encode())
     _print(data, mutants, Console())
     open_survivors = [s for s in data["survivors"] if not s["equivalent"]]

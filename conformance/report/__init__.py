@@ -1,5 +1,5 @@
-"""Reports, all from one result.json: the terminal here; HTML, Markdown and JUnit beside it."""
+"""Reports of a run, all made from one result.json: in the terminal, and as HTML, Markdown and JUnit XML."""
 
-from conformance.report.terminal import print_report, requirement_text
+from conformance.report.terminal import print_report
 
-__all__ = ["print_report", "requirement_text"]
+__all__ = ["print_report"]

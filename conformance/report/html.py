@@ -1,4 +1,5 @@
-"""The run as one HTML file: no script, no network, nothing beside it. Opens from a disk, prints, fits a telephone.
+"""The report as one HTML file, without script, network or anything beside it. It opens from a disk, prints, and fits a
+telephone.
 
 Every string of result.json goes through `_e`, which escapes it; the content security policy forbids scripts and
 connections of any kind as a second wall. Styles alone are allowed, and stand in the file.
@@ -8,7 +9,7 @@ import html
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from conformance.authoring.traceability import REASONS
+from conformance.judging.requirements import REASONS, chapter_title
 from conformance.protocol.operations import PROFILES
 from conformance.report.mathematics import requirement_html
 from conformance.report.plot import error_plot
@@ -24,16 +25,16 @@ from conformance.report.summary import (
     entries,
     error_text,
     fraction,
+    level,
     mend_first,
     passed_text,
     reproduce,
     statuses,
     text,
-    title,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
-    from conformance.report.pictures import Picture  # which loads Matplotlib
+    pass  # which loads Matplotlib
 
 __all__ = ["POLICY", "report_html"]
 
@@ -44,12 +45,12 @@ EXCERPT = 40  # ids of cases listed below a requirement
 
 
 def _e(value: object, limit: int = 1000) -> str:
-    """A string of result.json as HTML text, also inside a quoted attribute."""
+    """Escape a string of result.json for HTML text, also inside a quoted attribute."""
     return html.escape(text(value, limit), quote=True)
 
 
-def report_html(data: dict[str, Any], pictures: Iterable["Picture"] = ()) -> str:
-    """The whole page."""
+def report_html(data: dict[str, Any]) -> str:
+    """Render the whole page."""
     known = statuses(data)
     adapter = data["adapter"]
     sections = [
@@ -59,7 +60,6 @@ def report_html(data: dict[str, Any], pictures: Iterable["Picture"] = ()) -> str
         _plot(data),
         _requirements(known),
         _table_section(data),
-        _illustrations(pictures),
     ]
     return f"""<!doctype html>
 <html lang="en">
@@ -87,7 +87,7 @@ def _verdict(data: dict[str, Any]) -> str:
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    """A description list; the values are HTML already."""
+    """Render a description list, whose values are HTML already."""
     return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in pairs) + "</dl>"
 
 
@@ -133,7 +133,8 @@ def _card(item: tuple[str, dict[str, Any]]) -> str:
 
 
 def _mend(data: dict[str, Any], known: list[Status]) -> str:
-    groups, rest = by_operation(mend_first(data)), blocked(data)
+    groups = by_operation(mend_first(data))
+    rest = blocked(data)
     if not groups:
         return ""
     words = {status.requirement.id: status.requirement.text for status in known}
@@ -158,7 +159,7 @@ def _details(summary: str, content: str) -> str:
 
 
 def _required(entry: dict[str, Any], words: dict[str, str], told: set[str]) -> str:
-    """The requirements of a case with their text; one in `told` is named alone, its text stands further up."""
+    """Render the requirements of a case with their text; of one in `told` the text stands further up."""
     lines = []
     for name in entry["requirements"]:
         if name not in words:
@@ -182,7 +183,7 @@ def _failure(data: dict[str, Any], entry: dict[str, Any], words: dict[str, str],
     word = {"fail": "fails", "error": "is in error"}[entry["verdict"]]
     return f"""<article class="failure {_e(entry["verdict"])}">
 <h3><code>{_e(entry["id"], 120)}</code> <span class="word">{word}</span></h3>
-<p><small>operation {_e(entry["op"])}, {_e(entry["level"])}, {_e(entry["dtype"])}</small></p>
+<p><small>operation {_e(entry["op"])}, {_e(level(entry))}, {_e(entry["dtype"])}</small></p>
 {_pairs(pairs)}
 </article>
 """
@@ -211,7 +212,8 @@ def _requirements(known: list[Status]) -> str:
         return ""
     return f"""<section><h2>Requirements</h2>
 <p>The specification's own words, and what this run says of each. What it does not cover is held by tests of the
-reference or cannot be seen through arrays.</p>
+reference or cannot be seen through arrays. Pictures of what the chapters specify are in
+<code>docs/illustrations.md</code>, beside the specification.</p>
 {parts}</section>
 """
 
@@ -225,7 +227,7 @@ def _chapter(name: str, group: list[Status]) -> str:
     ]
     items = "".join(map(_requirement, group))
     return (
-        f"<details><summary><b>{_e(title(name))}</b>: {', '.join(tally)}</summary>\n"
+        f"<details><summary><b>{_e(chapter_title(name))}</b>: {', '.join(tally)}</summary>\n"
         f'<ul class="requirements">{items}</ul></details>\n'
     )
 
@@ -235,7 +237,7 @@ def _requirement(status: Status) -> str:
     ids = [name for verdict in (*FAILED, "unsupported", "pass") for name in status.by_verdict[verdict]]
     named = ", ".join(f"<code>{_e(name, 120)}</code>" for name in ids[:EXCERPT])
     more = f" and {len(ids) - EXCERPT} more" if len(ids) > EXCERPT else ""
-    reason = _e(REASONS.get(requirement.id, ""))
+    reason = requirement_html(REASONS.get(requirement.id, ""))
     listed = f"<p><small>{named}{more}{'' if ids else reason}</small></p>" if ids or reason else ""
     return f"""<li id="{_e(requirement.id)}" class="{STATUS_TONE[word]}"><p><b>{_e(requirement.id)}</b>
 <span class="word">{_e(status.sentence)}</span></p><p>{requirement_html(requirement.text)}</p>{listed}</li>
@@ -248,8 +250,7 @@ def _table_section(data: dict[str, Any]) -> str:
 
 
 def _table(name: str, group: list[dict[str, Any]]) -> str:
-    found = counts(group)
-    tally = [f'<span class="word {v}">{n} {v}</span>' for v, n in found.items() if n]
+    tally = [f'<span class="word {verdict}">{n} {verdict}</span>' for verdict, n in counts(group).items() if n]
     head = "".join(f"<th scope='col'>{w}</th>" for w in ("case or law", "verdict", "operation", "judged as"))
     head += "<th scope='col' class='number'>error / limit</th><th scope='col' class='number'>seconds</th>"
     head += "<th scope='col'>requirements</th><th scope='col'>detail</th>"
@@ -267,23 +268,8 @@ def _row(entry: dict[str, Any]) -> str:
     return (
         f"<tr><td><code>{_e(entry['id'], 120)}</code></td>"
         f'<td><span class="word {_e(entry["verdict"])}">{_e(entry["verdict"])}</span></td>'
-        f"<td><span class='line'>{_e(entry['op'])}, {_e(entry['level'])}</span></td><td>{_e(kind)}</td>"
+        f"<td><span class='line'>{_e(entry['op'])}, {_e(level(entry))}</span></td><td>{_e(kind)}</td>"
         f"<td class='number'>{share}</td><td class='number'>{entry['seconds']:.2f}</td>"
         f"<td>{_e(' '.join(entry['requirements']))}</td>"
         f"<td class='detail'><bdi>{_e(entry['detail'], 300)}</bdi></td></tr>\n"
     )
-
-
-def _illustrations(pictures: Iterable["Picture"]) -> str:
-    figures = "".join(
-        f'<figure><h3>{_e(picture.title)}</h3><div class="scroll" tabindex="0" role="group" '
-        f'aria-label="picture, scrolls sideways">{picture.svg}</div>'
-        f"<figcaption>{_e(picture.caption)}</figcaption></figure>\n"
-        for picture in pictures
-    )
-    if not figures:
-        return ""
-    return f"""<section><h2>Illustrations</h2>
-<p>Pictures of the specification, drawn from its formulas. They are the same for every port.</p>
-{figures}</section>
-"""

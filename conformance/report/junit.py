@@ -1,4 +1,4 @@
-"""The run as JUnit XML: what CI servers read. One test suite a chapter, one for the profiles."""
+"""The report as JUnit XML, which CI servers read: one test suite for each chapter, and one for the profiles."""
 
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -9,9 +9,9 @@ __all__ = ["junit"]
 
 
 def junit(data: dict[str, Any]) -> str:
-    """The document. It has a failure or an error whenever the run does not conform, so that CI cannot go green.
+    """Render the document. It has a failure or an error whenever the run does not conform, so that CI cannot go green.
 
-    A coarse operation that is unsupported in a profile of the run is a failure; a fine one is skipped.
+    A public operation that is unsupported in a profile of the run is a failure; an internal one is skipped.
     """
     root = ET.Element("testsuites", name="conformance")
     for name, group in chapters(data).items():
@@ -60,7 +60,7 @@ def _lines(data: dict[str, Any], entry: dict[str, Any]) -> list[str]:
 
 
 def _profiles(suite: ET.Element, data: dict[str, Any]) -> None:
-    """One test a profile: a case of the manifest that was not run at all shows here alone."""
+    """Add one test for each profile: a case of the manifest that was not run at all shows here alone."""
     for name, profile in data["profiles"].items():
         case = ET.SubElement(suite, "testcase", classname="conformance.profiles", name=text(name), time="0")
         if not profile["conforms"]:
@@ -70,7 +70,7 @@ def _profiles(suite: ET.Element, data: dict[str, Any]) -> None:
 
 
 def _count(element: ET.Element) -> None:
-    """Totals of a suite, or of all suites."""
+    """Set the totals of a suite, or of all suites."""
     cases = list(element.iter("testcase"))
     element.set("tests", str(len(cases)))
     for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):

@@ -1,10 +1,10 @@
-"""The run as Markdown: short enough for the summary of a CI step, or an issue."""
+"""The report in Markdown, short enough for the summary of a CI step or for an issue."""
 
 import html
 import re
 from typing import Any
 
-from conformance.authoring.traceability import requirements
+from conformance.judging.requirements import requirements
 from conformance.report.summary import (
     VERDICT_TEXT,
     VERDICTS,
@@ -17,7 +17,7 @@ from conformance.report.summary import (
     passed_text,
     reproduce,
     text,
-)  # fmt: skip
+)
 
 __all__ = ["code", "markdown"]
 
@@ -25,7 +25,7 @@ MOST = 12  # operations whose failure is told in full
 
 
 def code(value: object) -> str:
-    """A string of the port as inline code: neither markup nor a mention, and safe in a table.
+    """Write a string of the port as inline code: neither markup nor a mention, and safe in a table.
 
     Backticks, pipes and backslashes mean something even inside a code span, so that such strings are written in
     character references instead.
@@ -37,8 +37,9 @@ def code(value: object) -> str:
 
 
 def markdown(data: dict[str, Any]) -> str:
-    """Verdict, profiles, chapters, and what to mend first with the requirements' own words."""
-    verdict, adapter = VERDICT_TEXT[data["exit"]].partition(":")[0].capitalize(), data["adapter"]
+    """Render the report: verdict, profiles, chapters, and what to mend first with the requirements' own words."""
+    verdict = VERDICT_TEXT[data["exit"]].partition(":")[0].capitalize()
+    adapter = data["adapter"]
     lines = [
         f"# {verdict}: {code(adapter['name'])} {code(adapter['version'])}",
         "",
@@ -60,26 +61,28 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 def _profiles(data: dict[str, Any]) -> list[str]:
     columns = ("expected", "passed", "failed", "unsupported")
     rows = [
-        [code(name), *(str(p[c]) for c in columns), "yes" if p["conforms"] else "**no**"]
-        for name, p in data["profiles"].items()
+        [code(name), *(str(profile[column]) for column in columns), "yes" if profile["conforms"] else "**no**"]
+        for name, profile in data["profiles"].items()
     ]
     return ["## Profiles", "", *_table(["profile", *columns, "conforms"], rows)]
 
 
 def _chapters(data: dict[str, Any]) -> list[str]:
-    found = {name: counts(group) for name, group in chapters(data).items()}
-    rows = [
-        [code(name), *(str(n[v]) for v in VERDICTS), "**mend**" if n["fail"] + n["error"] else ""]
-        for name, n in found.items()
-    ]
+    rows = []
+    for name, group in chapters(data).items():
+        count = counts(group)
+        mend = "**mend**" if count["fail"] + count["error"] else ""
+        rows.append([code(name), *(str(count[verdict]) for verdict in VERDICTS), mend])
     return ["## Chapters", "", *_table(["chapter", *VERDICTS, ""], rows)]
 
 
 def _failures(data: dict[str, Any]) -> list[str]:
-    groups, rest = by_operation(mend_first(data)), blocked(data)
+    groups = by_operation(mend_first(data))
+    rest = blocked(data)
     if not groups:
         return []
-    lines, told = ["## Mend first", ""], set[str]()
+    lines = ["## Mend first", ""]
+    told: set[str] = set()
     for group in groups[:MOST]:
         lines += _failure(data, group, told, sum(len(rest.get(entry["id"], [])) for entry in group))
     if len(groups) > MOST:
@@ -88,8 +91,12 @@ def _failures(data: dict[str, Any]) -> list[str]:
 
 
 def _failure(data: dict[str, Any], group: list[dict[str, Any]], told: set[str], follow: int) -> list[str]:
-    """The first failure of an operation in full, the others by name; a requirement in `told` is not told again."""
-    entry, known = group[0], requirements()
+    """Tell the first failure of an operation in full and the others by name; requirements in `told` are not repeated.
+
+    follow: the number of failures that probably follow from these.
+    """
+    entry = group[0]
+    known = requirements()
     word = {"fail": "fails", "error": "is in error"}[entry["verdict"]]
     lines = [f"### {code(entry['id'])} {word}", "", f"- {code(entry['detail'])}"]
     if entry.get("measured") is not None:

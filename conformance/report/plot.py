@@ -1,4 +1,4 @@
-"""Error over limit of every measured case, drawn as inline SVG: a row a chapter, a mark a case."""
+"""A plot of error over limit as inline SVG, with a row for each chapter and a mark for each measured case."""
 
 import html
 import math
@@ -9,7 +9,7 @@ from conformance.report.summary import FAILED, chapters, error_text, fraction, t
 
 __all__ = ["CLASSES", "error_plot"]
 
-# Class of tolerance: its name, and its mark as an SVG path around the origin. Shapes differ, not colours alone.
+# The name of each class of tolerance, and its mark as an SVG path around the origin. Shapes differ, not colours alone.
 CLASSES = {
     "exact": ("exact", "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z"),
     "ulp": ("ULP", "M0 -5L5 4H-5z"),
@@ -24,15 +24,16 @@ RIGHT = LEFT + ZERO + WIDTH
 
 
 def error_plot(data: dict[str, Any]) -> str:
-    """The picture; empty when nothing was measured."""
+    """Draw the plot; empty when nothing was measured."""
     rows = {name: [e for e in group if fraction(e) is not None] for name, group in chapters(data).items()}
     rows = {name: group for name, group in rows.items() if group}
-    found = [math.log10(f) for group in rows.values() for e in group if (f := fraction(e)) and math.isfinite(f)]
+    logs = [math.log10(f) for group in rows.values() for e in group if (f := fraction(e)) and math.isfinite(f)]
     if not rows:
         return ""
-    low = max(LOWEST, math.floor(min(found, default=-1))) if found else -1
-    high = min(HIGHEST, max(1, math.ceil(max(found, default=1))))
-    body, top = "", 26.0
+    low = max(LOWEST, math.floor(min(logs, default=-1)))
+    high = min(HIGHEST, max(1, math.ceil(max(logs, default=1))))
+    body = ""
+    top = 26.0
     for name, group in rows.items():
         marks, height = _row(group, top, min(low, 0), high)
         body += f'<text x="0" y="{top + height / 2 + 4:.0f}">{html.escape(text(name, 20))}</text>{marks}'
@@ -46,7 +47,7 @@ def _x(log: float, low: int, high: int) -> float:
 
 
 def _row(group: list[dict[str, Any]], top: float, low: int, high: int) -> tuple[str, float]:
-    """The marks of a chapter, and the height they take: marks of one place stand one above the other."""
+    """Draw the marks of a chapter and return the height they take; marks of one place stand one above the other."""
     places: list[tuple[float, int]] = []  # x, line
     taken: Counter[int] = Counter()
     for entry in group:
@@ -75,7 +76,7 @@ def _mark(entry: dict[str, Any], x: float, y: float) -> str:
 
 
 def _frame(body: str, bottom: float, low: int, high: int, marks: int) -> str:
-    """Axis, limit line, columns and legend around the marks."""
+    """Draw axis, limit line, columns and legend around the marks."""
     limit = _x(0, low, high)
     size = f'width="{RIGHT + INFINITE - limit:.1f}" height="{bottom - 20:.0f}"'
     parts = [f'<rect class="beyond" x="{limit:.1f}" y="20" {size}/>']

@@ -1,7 +1,7 @@
-"""The look of the HTML report: one palette for light and one for dark, and the style sheet that uses them by name.
+"""The style of the HTML report: one palette for light and one for dark, and the style sheet that uses them by name.
 
 All text colours have a contrast of at least 4.5 to 1 on both backgrounds they stand on (tests/test_report.py computes
-it), and what a colour says is said by a word or a shape as well. Series follow Okabe and Ito's colour-blind-safe set.
+it), and a word or a shape repeats what a colour says. Series follow Okabe and Ito's colour-blind-safe set.
 """
 
 __all__ = ["CSS", "DARK", "LIGHT"]
@@ -39,9 +39,10 @@ a { color: var(--link); } small, .muted { color: var(--muted); } small { font-si
 code { font: .88em/1.45 ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { margin: .4rem 0; padding: .5rem .7rem; overflow-x: auto; background: var(--page); border: 1px solid var(--line);
   border-radius: .3rem; overflow-wrap: normal; }
-.tex { font-family: Cambria, "STIX Two Math", "Times New Roman", "Liberation Serif", serif; font-style: italic;
-  font-size: 1.04em; } .tex .upright { font-style: normal; } .tex.short { white-space: nowrap; }
-sub, sup { font-size: .72em; line-height: 0; }
+math { font-size: 1.06em; } .formula { white-space: nowrap; }
+@media (max-width: 48rem) {
+  .formula { display: inline-block; max-width: 100%; overflow-x: auto; padding: .15em 0; vertical-align: middle; }
+}
 .banner { border: 1px solid var(--line); border-left: .6rem solid var(--tone); background: var(--card);
   border-radius: .4rem; padding: .9rem 1.1rem; }
 .banner .verdict { color: var(--tone); }

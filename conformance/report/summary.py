@@ -1,4 +1,4 @@
-"""What every report says, worked out from result.json: failures to mend first, requirements and their status.
+"""The contents that all reports share, worked out from result.json: what to mend first, and each requirement's status.
 
 Nothing here trusts result.json to be tidy: a port gives some of its strings, and the file may come from elsewhere.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from conformance.authoring.traceability import ROOT, Requirement, requirements
+from conformance.judging.requirements import Requirement, requirements
 from conformance.ports.checked import printable
 
 __all__ = [
@@ -26,12 +26,12 @@ __all__ = [
     "error_text",
     "failed_claim",
     "fraction",
+    "level",
     "mend_first",
     "passed_text",
     "reproduce",
     "statuses",
     "text",
-    "title",
 ]
 
 Entry = dict[str, Any]
@@ -42,72 +42,80 @@ VERDICT_TEXT = {0: "CONFORMS", 1: "DOES NOT CONFORM", 3: "INCOMPLETE: not every 
 
 
 def text(value: object, limit: int = 1000) -> str:
-    """A string of result.json as one line of printable characters: no control characters, no surrogates, nothing that
-    turns the direction of writing; not longer than `limit`."""
+    """Make a string of result.json one line of at most `limit` printable characters.
+
+    Control characters, surrogates and what turns the direction of writing become spaces.
+    """
     return printable(value, limit)
 
 
 def entries(data: dict[str, Any]) -> list[Entry]:
-    """Cases, then laws."""
+    """Return cases, then laws."""
     return [*data["cases"], *data["laws"]]
 
 
 def chapter(entry: Entry) -> str:
-    """The chapter of a case or law: the first part of its id."""
+    """Return the chapter of a case or law, which is the first part of its id."""
     return str(entry["id"]).split("/")[0]
 
 
 def chapters(data: dict[str, Any]) -> dict[str, list[Entry]]:
-    """Cases and laws by chapter, in the order in which the cases stand, which is the specification's."""
-    found: dict[str, list[Entry]] = {}
+    """Group cases and laws by chapter, in the order in which the cases stand, which is the specification's."""
+    by_chapter: dict[str, list[Entry]] = {}
     for entry in entries(data):
-        found.setdefault(chapter(entry), []).append(entry)
-    return found
+        by_chapter.setdefault(chapter(entry), []).append(entry)
+    return by_chapter
 
 
 def counts(group: Iterable[Entry]) -> dict[str, int]:
-    """How many have which verdict."""
-    found = dict.fromkeys(VERDICTS, 0)
+    """Count the entries of each verdict."""
+    number = dict.fromkeys(VERDICTS, 0)
     for entry in group:
-        found[entry["verdict"]] += 1
-    return found
+        number[entry["verdict"]] += 1
+    return number
 
 
 def mend_first(data: dict[str, Any]) -> list[Entry]:
-    """Failures that follow from no other failure."""
+    """Return the failures that follow from no other failure."""
     return [entry for entry in entries(data) if entry["verdict"] in FAILED and entry["blocked_by"] is None]
 
 
 def by_operation(group: Iterable[Entry]) -> list[list[Entry]]:
-    """Grouped by operation, in order of appearance: what is told of the first need not be told of the rest."""
-    found: dict[str, list[Entry]] = {}
+    """Group by operation, in order of appearance: what is told of the first need not be told of the rest."""
+    by_name: dict[str, list[Entry]] = {}
     for entry in group:
-        found.setdefault(entry["op"], []).append(entry)
-    return list(found.values())
+        by_name.setdefault(entry["op"], []).append(entry)
+    return list(by_name.values())
 
 
 def passed_text(data: dict[str, Any]) -> str:
-    """How many pass of how many."""
-    cases, laws = len(data["cases"]), len(data["laws"])
+    """Say how many cases and laws pass, and of how many."""
+    cases = len(data["cases"])
+    laws = len(data["laws"])
     return f"{counts(entries(data))['pass']} of {cases + laws} pass ({cases} cases, {laws} laws)"
 
 
 def blocked(data: dict[str, Any]) -> dict[str, list[Entry]]:
-    """Failures that follow from another in all likelihood, by the one to mend before them."""
-    found: dict[str, list[Entry]] = {}
+    """Group the failures that follow from another in all likelihood, by the one to mend before them."""
+    by_cause: dict[str, list[Entry]] = {}
     for entry in entries(data):
         if entry["verdict"] in FAILED and entry["blocked_by"] is not None:
-            found.setdefault(entry["blocked_by"], []).append(entry)
-    return found
+            by_cause.setdefault(entry["blocked_by"], []).append(entry)
+    return by_cause
+
+
+def level(entry: Entry) -> str:
+    """Return the level of the entry's operation in words: public, or internal."""
+    return {"coarse": "public", "fine": "internal"}.get(entry["level"], str(entry["level"]))
 
 
 def failed_claim(data: dict[str, Any], entry: Entry) -> bool:
-    """Whether a case or law that is unsupported leaves a profile of this run incomplete: it is coarse, and in one."""
+    """Tell whether an unsupported case or law leaves a profile of this run incomplete: it is public, and in one."""
     return bool(entry["level"] == "coarse" and set(entry["profiles"]) & set(data["profiles"]))
 
 
 def fraction(entry: Entry) -> float | None:
-    """Error over limit; None where nothing was measured, infinite where the error is not finite or none is allowed."""
+    """Return error over limit: None where nothing was measured, infinite where it is not finite or none is allowed."""
     measured = entry.get("measured")
     if measured is None:
         return None
@@ -118,7 +126,7 @@ def fraction(entry: Entry) -> float | None:
 
 
 def error_text(entry: Entry) -> str:
-    """Error, limit and unit in words; empty where nothing was measured."""
+    """Put error, limit and unit into words; empty where nothing was measured."""
     measured = entry.get("measured")
     if measured is None:
         return ""
@@ -128,18 +136,12 @@ def error_text(entry: Entry) -> str:
 
 
 def reproduce(data: dict[str, Any], entry: Entry) -> str:
-    """The command that explains a case. `port` in result.json, if there, is how the command line named the port."""
+    """Return the command that explains a case. `port` in result.json, if there, is what the command line named."""
     port = [text(word) for word in data.get("port", [])] or ["--adapter", "MODULE:OBJECT"]
     words = ["explain", text(entry["id"]), *port, "--dtype", text(data["dtype"])]
     if data["seed"]:
         words += ["--seed", text(data["seed"])]
     return "python -m conformance " + shlex.join(words)
-
-
-def title(file_name: str) -> str:
-    """The heading of a chapter of the specification."""
-    with (ROOT / "spec" / file_name).open(encoding="utf-8") as chapter:
-        return chapter.readline().lstrip("# ").strip()
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Status:
 
     @property
     def word(self) -> str:
-        """failed, unsupported, passed or not covered: the worst that happened."""
+        """The worst that happened: failed, unsupported, passed or not covered."""
         for verdict, word in (("fail", "failed"), ("error", "failed"), ("unsupported", "unsupported")):
             if self.by_verdict[verdict]:
                 return word
@@ -159,7 +161,7 @@ class Status:
 
     @property
     def sentence(self) -> str:
-        """The word and how many cases and laws stand behind it."""
+        """The verdicts, and how many cases and laws stand behind each."""
         if self.word == "not covered":
             return "not covered by this run"
         names = {"pass": "passed by", "fail": "failed by", "error": "in error in", "unsupported": "unsupported in"}
@@ -174,11 +176,13 @@ def _kinds(ids: list[str]) -> str:
     return " and ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in words if n)
 
 
-def statuses(data: dict[str, Any], known: dict[str, Requirement] | None = None) -> list[Status]:
-    """Every requirement of the specification with its status in this run."""
-    found: dict[str, dict[str, list[str]]] = {}
+def statuses(data: dict[str, Any]) -> list[Status]:
+    """Return every requirement of the specification with its status in this run."""
+    by_verdict: dict[str, dict[str, list[str]]] = {
+        name: {verdict: [] for verdict in VERDICTS} for name in requirements()
+    }
     for entry in entries(data):
         for name in entry["requirements"]:
-            found.setdefault(name, {v: [] for v in VERDICTS})[entry["verdict"]].append(entry["id"])
-    everything = requirements() if known is None else known
-    return [Status(r, found.get(name, {v: [] for v in VERDICTS})) for name, r in everything.items()]
+            if name in by_verdict:
+                by_verdict[name][entry["verdict"]].append(entry["id"])
+    return [Status(requirement, by_verdict[name]) for name, requirement in requirements().items()]

@@ -1,6 +1,5 @@
-"""What a run says in the terminal: the failures to mend first, then profiles and chapters, then the verdict."""
+"""The report in the terminal: the failures to mend first, then chapters and profiles, then the verdict."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conformance.protocol.package_data import SPECIFICATION_FOLDER
+from conformance.judging.requirements import requirements
 from conformance.report.summary import (
     VERDICT_TEXT,
     VERDICTS,
@@ -21,27 +20,11 @@ from conformance.report.summary import (
     passed_text,
     reproduce,
     text,
-)  # fmt: skip
+)
 
-__all__ = ["print_report", "requirement_text"]
+__all__ = ["print_report"]
 
 MOST = 6  # operations whose failure is told in full; the files have them all
-
-
-def requirement_text(requirement: str, folder: Path = SPECIFICATION_FOLDER) -> str | None:
-    """The paragraph of the specification that holds **[ID]**, as one line; None when no file of `folder` has it."""
-    mark = f"**[{requirement}]**"
-    for path in sorted(folder.glob("*.md")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for at, line in enumerate(lines):
-            if mark in line:
-                text = [line[line.index(mark) + len(mark) :]]
-                for more in lines[at + 1 :]:
-                    if not more.strip() or "**[" in more or re.match(r"\s*([-*#|>`]|\d+\.\s)", more):
-                        break
-                    text.append(more)
-                return " ".join(" ".join(text).split())
-    return None
 
 
 def _say(console: Console, line: str) -> None:
@@ -50,16 +33,20 @@ def _say(console: Console, line: str) -> None:
 
 
 def _failure(data: dict[str, Any], group: list[dict[str, Any]], told: set[str], follow: int) -> list[str]:
-    """The first failure of an operation in full, the others by name. A requirement in `told` is not told again."""
+    """Tell the first failure of an operation in full and the others by name; requirements in `told` are not repeated.
+
+    follow: the number of failures that probably follow from these.
+    """
     entry = group[0]
+    known = requirements()
     lines = [f"{entry['verdict'].upper()} {text(entry['id'])} ({text(entry['op'])}, {text(entry['dtype'])})"]
     lines.append(f"  {text(entry['detail'])}")
     if entry.get("measured") is not None:
         lines.append(f"  {text(error_text(entry))}; {text(entry['tolerance'])}")
-    for requirement in entry["requirements"]:
-        words = requirement_text(requirement) or "the specification has no text for it"
-        lines.append(f"  [{text(requirement)}] {'see above' if requirement in told else words}")
-        told.add(requirement)
+    for name in entry["requirements"]:
+        words = known[name].text if name in known else "the specification has no text for it"
+        lines.append(f"  [{text(name)}] {'see above' if name in told else words}")
+        told.add(name)
     lines.append(f"  Likely: {text(entry['meaning'])}")
     if len(group) > 1:
         lines.append(f"  Also {', '.join(text(other['id']) for other in group[1:])}")
@@ -69,22 +56,28 @@ def _failure(data: dict[str, Any], group: list[dict[str, Any]], told: set[str], 
 
 
 def print_report(console: Console, data: dict[str, Any], written: Path) -> None:
-    """What to mend first, then the tables and the verdict: the last lines say the most."""
-    groups, rest = by_operation(mend_first(data)), blocked(data)
+    """Print what to mend first, then the tables and the verdict: the last lines say the most.
+
+    written: the report to open, which the last line names.
+    """
+    groups = by_operation(mend_first(data))
+    rest = blocked(data)
     told: set[str] = set()
     for group in groups[:MOST]:
         for line in _failure(data, group, told, sum(len(rest.get(entry["id"], [])) for entry in group)):
             _say(console, line)
     for group in groups[MOST:]:
         _say(console, f"{text(group[0]['op'])} fails too: {', '.join(text(entry['id']) for entry in group)}")
-    _table(console, "chapter", VERDICTS, {
+    by_chapter = {
         name: [str(count or "-") for count in counts(group).values()] for name, group in chapters(data).items()
-    })  # fmt: skip
-    columns = ("expected", "passed", "failed", "unsupported", "conforms")
-    _table(console, "profile", columns, {
-        name: [("yes" if p[c] else "NO") if c == "conforms" else str(p[c] or "-") for c in columns]
-        for name, p in data["profiles"].items()
-    })  # fmt: skip
+    }
+    _table(console, "chapter", VERDICTS, by_chapter)
+    numbers = ("expected", "passed", "failed", "unsupported")
+    by_profile = {
+        name: [*(str(profile[number] or "-") for number in numbers), "yes" if profile["conforms"] else "NO"]
+        for name, profile in data["profiles"].items()
+    }
+    _table(console, "profile", (*numbers, "conforms"), by_profile)
     who = f"{text(data['adapter']['name'], 120)} {text(data['adapter']['version'], 60)}"
     _say(console, f"{who} in {text(data['dtype'])}: {passed_text(data)}; specification {text(data['spec'])}")
     _say(console, f"{VERDICT_TEXT[data['exit']]}; details in {written}")

@@ -1,7 +1,7 @@
-"""Which mistake does this port's error look like? The wrong ports of the catalogue are asked to make the same one.
+"""The mistakes that a port's error looks like, found by asking the wrong ports of the catalogue to make the same one.
 
-A case on which the port fails is given to every mutant; those whose result is the port's are suspected. Several often
-agree on one case, so that these are compared on more: on all cases of the operations that the port has.
+A case on which the port fails is given to every mutant; those whose result is the port's are likely. Several often
+agree on one case, and these are compared on more: on all cases of the operations that the port has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,19 @@ from conformance.judging.case import Case
 from conformance.judging.law import Law
 from conformance.judging.runner import FAILED, Outcome, judge, judge_law, measure
 from conformance.mutants import MUTANTS, adapter_of
-from conformance.mutants.mutant import Place, Traced, codes, in_ranks, place
+from conformance.mutants.mutant import Place, Traced, place, shows_in
 from conformance.ports.checked import Fault, Missing, Port, Refused, Wrong
 from conformance.protocol.operations import ancestors
 
-__all__ = ["LineUp", "Suspect", "named"]
+__all__ = ["Answer", "LikelyMutant", "LineUp", "answer_of", "distance"]
 
-FAR = 0.5  # a mutant whose result is further off than this, in units of the port's own error, is not suspected
+FAR = 0.5  # a mutant is not likely whose result is further off than this, in units of the port's own error
 TIED = 1e-3
+ALIKE = 0.1  # on further cases, results this near count as the same
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LikelyMutant:
     """A mutant and how far its result is from the port's: 0 the same, 1 as far as the port's is from the truth."""
 
     name: str
@@ -35,18 +36,18 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a port does with a case: gives values, or how it fails to."""
+    """A port's answer to a case: its values, or how it failed to give any."""
 
     kind: str  # values, accepted, refused, fault, wrong, missing
     values: Mapping[str, Array]
     failed: bool
 
 
-def answer(port: Port, case: Case) -> Answer:
-    """The port's answer, and whether the suite would fail it; a refusal's valid neighbour is asked as well."""
+def answer_of(port: Port, case: Case) -> Answer:
+    """Ask the port, and find out whether the suite would fail it; for a refusal, by its valid counterpart as well."""
     dtype = case.dtype or port.dtype
     if case.valid_counterpart is not None:
-        return Answer(_outcome_of_call(port, case, dtype), {}, judge(port, case).verdict in FAILED)
+        return Answer(_kind_of_call(port, case, dtype), {}, judge(port, case).verdict in FAILED)
     try:
         values = port.outputs(case.op, case.inputs, case.params, case.expected, dtype)
     except (Refused, Fault, Wrong, Missing) as error:
@@ -57,7 +58,7 @@ def answer(port: Port, case: Case) -> Answer:
     return Answer("values", values, measured is not None and not measured.passed)
 
 
-def _outcome_of_call(port: Port, case: Case, dtype: str) -> str:
+def _kind_of_call(port: Port, case: Case, dtype: str) -> str:
     try:
         port.call(case.op, case.inputs, case.params, (), dtype)
     except (Refused, Fault, Wrong, Missing) as error:
@@ -66,16 +67,21 @@ def _outcome_of_call(port: Port, case: Case, dtype: str) -> str:
 
 
 def distance(port: Answer, mutant: Answer, case: Case) -> float:
-    """0: the same result; 1: as far from the port's as the port's is from the truth; infinite: another kind of one."""
+    """Return the distance of two answers, in units of the port's own error.
+
+    It is 0 for the same result, 1 for one as far from the port's as the port's is from the truth, and infinite for an
+    answer of another kind.
+    """
     if port.kind != mutant.kind:
         return np.inf
     if port.kind != "values":
         return 0.0
     apart = off = 0.0
-    for name in port.values:
+    for name, value in port.values.items():
         truth = np.nan_to_num(case.expected[name].astype(np.float64))
+        mine = np.nan_to_num(value.astype(np.float64))
+        other = np.nan_to_num(mutant.values[name].astype(np.float64))
         scale = float(np.sqrt((truth**2).mean())) or 1.0 if truth.size else 1.0
-        mine, other = (np.nan_to_num(values[name].astype(np.float64)) for values in (port.values, mutant.values))
         apart += float((((mine - other) / scale) ** 2).sum())
         off += float((((mine - truth) / scale) ** 2).sum())
     if off == 0:
@@ -84,39 +90,36 @@ def distance(port: Answer, mutant: Answer, case: Case) -> float:
 
 
 class LineUp:
-    """The catalogue in one dtype; what a mutant answered is kept, since several failures are often asked about.
+    """The catalogue in one dtype. Answers of the mutants are kept, for several failures are often asked about.
 
     A mutant is asked only where the code that it changes runs; elsewhere it is the reference, which is right.
     """
 
     def __init__(self, cases: Sequence[Case], dtype: str) -> None:
-        self.cases, self.dtype = cases, dtype
+        self.cases = cases
+        self.dtype = dtype
         self.ports = {name: _port(name, dtype) for name in MUTANTS}
-        self._changed = {name: _places(name) for name in MUTANTS}
         self._answers: dict[tuple[str, str], Answer | None] = {}
         self._reached: dict[str, frozenset[Place]] = {}
 
     def answer(self, name: str, case: Case) -> Answer | None:
-        """A mutant's answer; None where it is the reference's."""
+        """Return a mutant's answer to a case; None where it is the reference's."""
         key = (name, case.id)
         if key not in self._answers:
-            changed = self._changed[name]
-            if in_ranks(MUTANTS[name].patches):
-                reached = case.chapter == "parallel"
-            else:
-                reached = changed is None or bool(changed & self._reach(case))
-            self._answers[key] = answer(self.ports[name], case) if reached else None
+            shows = shows_in(MUTANTS[name].patches, case.chapter, self._reach(case))
+            self._answers[key] = answer_of(self.ports[name], case) if shows else None
         return self._answers[key]
 
     def _reach(self, case: Case) -> frozenset[Place]:
+        """Return the code that a case runs on the reference."""
         if case.id not in self._reached:
             traced = Traced()
             judge(Port(traced, describe(traced), self.dtype), case)
             self._reached[case.id] = frozenset(place(code) for code in traced.seen)
         return self._reached[case.id]
 
-    def suspects(self, port: Port, outcome: Outcome) -> list[Suspect]:
-        """Mutants that do what this port does, the likeliest first; none when the outcome is a pass."""
+    def likely(self, port: Port, outcome: Outcome) -> list[LikelyMutant]:
+        """Return the mutants that do what this port does, the likeliest first; none when the outcome is a pass."""
         if outcome.verdict not in FAILED:
             return []
         subject = outcome.subject
@@ -125,49 +128,52 @@ class LineUp:
         tied = [name for name, far in near.items() if far <= best + TIED]
         agreement = self._agreement(port, tied, subject.op) if len(tied) > 1 else {}
         ranked = sorted(near, key=lambda name: (name not in tied, -agreement.get(name, 0.0), near[name]))
-        return [Suspect(name, MUTANTS[name].fault, near[name]) for name in ranked]
+        return [LikelyMutant(name, MUTANTS[name].fault, near[name]) for name in ranked]
+
+    def names_rightly(self, mutant: str, case: Case) -> bool:
+        """Tell whether a mutant is itself the likeliest one for its own failure on a case."""
+        port = self.ports[mutant]
+        likely = self.likely(port, judge(port, case))
+        return bool(likely) and likely[0].name == mutant
 
     def _near(self, port: Port, case: Case) -> dict[str, float]:
-        mine = answer(port, case)
-        found = {name: self.answer(name, case) for name in self.ports}
-        near = {name: distance(mine, other, case) for name, other in found.items() if other and other.failed}
-        return {name: far for name, far in near.items() if far < FAR}
+        """Return the mutants that fail a case with nearly the port's result, and how near."""
+        mine = answer_of(port, case)
+        near = {}
+        for name in self.ports:
+            other = self.answer(name, case)
+            if other is not None and other.failed:
+                far = distance(mine, other, case)
+                if far < FAR:
+                    near[name] = far
+        return near
 
     def _near_law(self, law: Law) -> dict[str, float]:
-        """A law has no values to compare: mutants of its chapter, and those it targets, which break it too."""
-        known = [name for name in self.ports if name in law.targets or MUTANTS[name].chapter == law.chapter]
-        return {n: 0.0 for n in known if judge_law(self.ports[n], law, 0, shrink=False).verdict in FAILED}
+        """Return the mutants of a law's chapter, or among its targets, that break it too: a law has no values."""
+        candidates = [name for name in self.ports if name in law.targets or MUTANTS[name].chapter == law.chapter]
+        return {
+            name: 0.0 for name in candidates if judge_law(self.ports[name], law, seed=0, shrink=False).verdict in FAILED
+        }
 
     def _agreement(self, port: Port, names: Sequence[str], op: str) -> dict[str, float]:
-        """The share of cases of the operation and its parts in which each mutant does what the port does: passes, or
-        fails with the same result.
+        """Return the share of cases of an operation and its parts on which each mutant does what the port does.
+
+        It does so where both pass, and where both fail with the same result.
         """
         family = {op} | ancestors(op)
         asked = [case for case in self.cases if case.op in family and port.has(case.op)]
+        answers = [answer_of(port, case) for case in asked]
         alike = dict.fromkeys(names, 0)
-        answers = [answer(port, case) for case in asked]
         for name in names:  # one after another: ranks of a mutant stay warm while it is asked
             for case, mine in zip(asked, answers, strict=True):
                 other = self.answer(name, case)
                 if other is None or not other.failed:
                     alike[name] += not mine.failed
                 else:
-                    alike[name] += mine.failed and distance(mine, other, case) < 0.1
+                    alike[name] += mine.failed and distance(mine, other, case) < ALIKE
         return {name: count / max(len(asked), 1) for name, count in alike.items()}
-
-
-def _places(name: str) -> frozenset[Place] | None:
-    found = codes(MUTANTS[name].patches)
-    return None if found is None else frozenset(place(code) for code in found)
 
 
 def _port(name: str, dtype: str) -> Port:
     adapter = adapter_of(MUTANTS[name])
     return Port(adapter, describe(adapter), dtype)
-
-
-def named(lineup: LineUp, mutant: str, case: Case) -> bool:
-    """Whether the first suspect for a mutant's own failure is that mutant."""
-    port = lineup.ports[mutant]
-    found = lineup.suspects(port, judge(port, case))
-    return bool(found) and found[0].name == mutant
