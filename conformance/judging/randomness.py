@@ -46,17 +46,17 @@ LEVEL = FAMILY / TESTS
 
 
 def _two_sided(z: float) -> float:
-    """P(|Z| >= |z|) of a standard normal Z."""
+    """The probability P(|Z| >= |z|) of a standard normal Z."""
     return math.erfc(abs(z) / math.sqrt(2))
 
 
 def mean(x: Array) -> float:
-    """p of mean 0: the sum of n standard normal numbers over sqrt(n) is one of them."""
+    """The p-value of mean 0: the sum of n standard normal numbers over sqrt(n) is one of them."""
     return _two_sided(float(x.sum()) / math.sqrt(x.size))
 
 
 def variance(x: Array) -> float:
-    """p of variance 1: the sum of squares of an even number n is chi-squared, and half of it counts Poisson events.
+    """The p-value of variance 1: the sum of squares of an even number n is chi-squared, and half of it counts Poisson events.
 
     P(chi^2_n > s) = P(Poisson(s/2) < n/2).
     """
@@ -82,7 +82,7 @@ def _poisson_tail(rate: float, counts: range) -> float:
 
 
 def distribution(x: Array) -> float:
-    """p of a standard normal distribution, from the largest distance D of the two distribution functions:
+    """The p-value of a standard normal distribution, from the largest distance D of the two distribution functions:
     P(D > d) <= 2 exp(-2 n d^2) for every n."""
     ordered = np.sort(x, axis=None).tolist()
     n = len(ordered)
@@ -92,7 +92,7 @@ def distribution(x: Array) -> float:
 
 
 def correlation(streams: Array) -> float:
-    """p of independent streams [m, n]: for given y the product x.y/|y| is standard normal; the least p of all pairs,
+    """The p-value of independent streams [m, n]: for given y the product x.y/|y| is standard normal; the least p of all pairs,
     times their number."""
     least, pairs = 1.0, 0
     for x, y in combinations(streams, 2):
@@ -101,7 +101,7 @@ def correlation(streams: Array) -> float:
 
 
 def neighbours(streams: Array) -> float:
-    """p of independent neighbours in each stream [m, n], n even: those at odd places against those at even ones."""
+    """The p-value of independent neighbours in each stream [m, n], n even: those at odd places against those at even ones."""
     return min(1.0, min(_pair(x[0::2], x[1::2]) for x in streams) * len(streams))
 
 
@@ -111,7 +111,7 @@ def _pair(x: Array, y: Array) -> float:
 
 
 def repeats(x: Array) -> float:
-    """p of numbers no coarser than 2^-48: how many equal an earlier one. Of n numbers from a normal distribution in
+    """The p-value of numbers no coarser than 2^-48: how many equal an earlier one. Of n numbers from a normal distribution in
     steps of s, n^2 s / (4 sqrt(pi)) pairs are equal on average, and their number is close to Poisson's."""
     equal = x.size - len(np.unique(x))
     rate = x.size**2 * 2.0**-48 / (4 * math.sqrt(math.pi))
@@ -119,7 +119,7 @@ def repeats(x: Array) -> float:
 
 
 def share(count: int, trials: int, probability: float) -> float:
-    """p of `count` of `trials` where each counts with that probability: twice the smaller tail of the binomial."""
+    """The p-value of `count` of `trials` where each counts with that probability: twice the smaller tail of the binomial."""
     below = sum(_binomial(k, trials, probability) for k in range(count + 1))
     above = sum(_binomial(k, trials, probability) for k in range(count, trials + 1))
     return min(1.0, 2 * min(below, above))
