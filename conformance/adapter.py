@@ -114,7 +114,8 @@ def load_adapter(name: str) -> Adapter:
         if not module_name.startswith("conformance.") or str(error.name).startswith("conformance"):
             raise AdapterError(f"the adapter {name} cannot be loaded: {type(error).__name__}: {error}") from error
         raise AdapterError(
-            f"the adapter {name} needs {error.name}, which is not installed: pip install 'storm-ref[reference]'"
+            f"the adapter {name} needs the packages of the reference, {error.name} is not installed: "
+            "pip install 'storm-ref[reference]'"
         ) from error
     except (Exception, SystemExit) as error:
         raise AdapterError(f"the adapter {name} cannot be loaded: {type(error).__name__}: {error}") from error

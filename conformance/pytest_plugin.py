@@ -50,7 +50,7 @@ class NotConforming(Exception):
 
 
 class Subject(pytest.Item):
-    """One case or law."""
+    """A case or law as a test."""
 
     def __init__(self, *, subject: Case | Law, port: Port, seed: int, claimed: set[str], **more: Any) -> None:
         super().__init__(**more)
@@ -78,7 +78,7 @@ class Subject(pytest.Item):
 
 
 class Suite(pytest.Collector):
-    """All cases and laws for one port."""
+    """The cases and laws of the profiles, for one port."""
 
     def collect(self) -> Iterator[Subject]:
         """Collect those of the profiles asked for, else of those that the port claims."""

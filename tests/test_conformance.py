@@ -145,7 +145,7 @@ def test_main_unsupported_is_incomplete(tmp_path: Path, capsys: pytest.CaptureFi
     assert "INCOMPLETE" in capsys.readouterr().out
 
 
-def test_main_fine_operation_may_be_missing(tmp_path: Path) -> None:
+def test_main_internal_operation_may_be_missing(tmp_path: Path) -> None:
     """[CONF-3] A port without a gate of its own conforms; one with a wrong gate does not."""
     words = ["--in-process", "--profile", "core", "--out", str(tmp_path)]
     assert main(["--adapter", f"{__name__}:Gateless", *words]) == 0
@@ -194,6 +194,20 @@ def test_no_option_changes_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
     for path in (ROOT / "conformance").rglob("*.py"):
         if path.name not in ("threads.py", "process.py", "trial.py", "ranks.py"):  # of threads and processes
             assert "environ" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        ("conformance.adapters.storm_ref:adapter", "conformance.adapters.reference:adapter"),
+        ("conformance.adapters.parallel:launched", "conformance.adapters.reference_ranks:launched"),
+        ("conformance.adapters.numpy_port:adapter", "conformance.adapters.numpy.port:adapter"),
+    ],
+)
+def test_load_adapter_invalid_former_name(former: str, now: str) -> None:
+    with pytest.raises(AdapterError, match=f"has moved: the adapter is now {now}$"):
+        load_adapter(former)
+    assert describe(load_adapter(now)).ops
 
 
 def test_load_adapter_accepts_instance_class_and_factory() -> None:
@@ -448,7 +462,7 @@ def test_exit_code_fails_before_it_is_incomplete() -> None:
     assert exit_code(_run()) == 3  # nothing was judged
 
 
-def test_run_suite_counts_coarse_cases_and_any_failure() -> None:
+def test_run_suite_counts_public_cases_and_any_failure() -> None:
     wrong_gate = Altered(lambda op, r: {"gamma": 1 - r["gamma"]} if op == "gate" else r)
     core = [case for case in CASES if "core" in case.profiles]
     profile = run_suite(wrong_gate, wrong_gate.describe(), core, [], ["core"]).profiles["core"]

@@ -42,12 +42,22 @@ def schema(name: str) -> jsonschema.Draft202012Validator:
 @pytest.fixture(scope="module")
 def cases() -> list[Case]:
     """The cases of chapter 1 that need no Monte Carlo, and one in a dtype of its own."""
-    found = [freeze(recipe, reference) for recipe in recipes() if not isinstance(recipe.judge, Chain)]
+    frozen = [freeze(recipe, reference) for recipe in recipes() if not isinstance(recipe.judge, Chain)]
     x = np.arange(24.0).reshape(1, 1, 4, 6)
     tokens = x.reshape(1, 1, 4, 6, 1).transpose(0, 2, 3, 1, 4).reshape(1, 24, 1)
-    single = Case("tokenisation/single", "patchify", ("TOK-2",), ("core",), Exact("moved"), "m", {"x": x},
-                  {"patch": [1, 1]}, {"tokens": tokens}, dtype="float32")  # fmt: skip
-    return [*found, single]
+    single = Case(
+        id="tokenisation/single",
+        op="patchify",
+        requirements=("TOK-2",),
+        profiles=("core",),
+        tolerance=Exact("moved"),
+        meaning="m",
+        inputs={"x": x},
+        params={"patch": [1, 1]},
+        expected={"tokens": tokens},
+        dtype="float32",
+    )
+    return [*frozen, single]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +87,7 @@ def requests(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def call_of(folder: Path, subject: str, last: bool = True) -> Path:
-    """The folder of a case's call; of a rejection's the bad one, which comes after its neighbour."""
+    """The folder of a case's call; for a rejection the bad one, which comes after its valid counterpart."""
     names = [name for name, request in requests(folder).items() if subject in request["for"]]
     return folder / "calls" / names[-1 if last else 0]
 
@@ -123,7 +133,7 @@ def test_export_has_every_call_once(exported: Path, cases: list[Case]) -> None:
     assert "answer.json" in (exported / "README.txt").read_text()
 
 
-def test_export_has_bad_input_and_its_neighbour(exported: Path) -> None:
+def test_export_has_bad_input_and_its_valid_counterpart(exported: Path) -> None:
     bad = json.loads((call_of(exported, "tokenisation/refuses-rows") / "request.json").read_text())
     good = json.loads((call_of(exported, "tokenisation/refuses-rows", last=False) / "request.json").read_text())
     assert (bad["params"]["patch"], good["params"]["patch"]) == ([3, 3], [2, 3])

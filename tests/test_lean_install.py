@@ -72,9 +72,9 @@ def test_lean_install_exports_answers_and_checks(lean: Path) -> None:
 def test_lean_install_names_what_the_reference_needs(lean: Path) -> None:
     ran = run(lean, "conformance", "--adapter", "storm_ref")
     assert ran.returncode == 2, ran.stdout + ran.stderr
-    assert ran.stderr == (
-        "conformance: the adapter storm_ref needs torch, which is not installed: pip install 'storm-ref[reference]'\n"
-    )
+    assert len(ran.stderr.splitlines()) == 1
+    assert ran.stderr.startswith("conformance: the adapter storm_ref needs the packages of the reference, ")
+    assert ran.stderr.endswith(" is not installed: pip install 'storm-ref[reference]'\n")
 
 
 def test_former_entry_point_names_the_new_one(lean: Path) -> None:

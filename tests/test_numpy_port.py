@@ -21,11 +21,21 @@ from conformance.laws import all_laws
 from conformance.protocol.operations import OPERATIONS, to_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted((ROOT / "conformance" / "adapters").glob("numpy_*.py"))
+MODULES = sorted((ROOT / "conformance" / "adapters" / "numpy").glob("*.py"))
 CONFIG = {
-    "channels": 2, "static_channels": 1, "patch": [2, 2], "width": 4, "heads": 2, "depth": 1, "mlp_ratio": 2,
-    "position_features": 3, "position_octaves": 2, "noise_features": 4, "window": None, "sigma_data": 1.25,
-}  # fmt: skip
+    "channels": 2,
+    "static_channels": 1,
+    "patch": [2, 2],
+    "width": 4,
+    "heads": 2,
+    "depth": 1,
+    "mlp_ratio": 2,
+    "position_features": 3,
+    "position_octaves": 2,
+    "noise_features": 4,
+    "window": None,
+    "sigma_data": 1.25,
+}
 AXIS = {"core": 4, "halo": 2, "blend": 2, "patch": 2}
 TILES = {"y": {"length": 4, "periodic": False, **AXIS}, "x": {"length": 8, "periodic": True, **AXIS}, "together": 1}
 
@@ -39,9 +49,12 @@ def network(samples: int = 2) -> dict[str, Array]:
     """A tiny network with weights away from zero, and an analysis on a grid of 4 x 8."""
     rng = np.random.default_rng(5)
     shapes = {
-        "x": (samples, 2, 4, 8), "static": (1, 1, 4, 8), "past": (1, 3, 2, 4, 8), "past_static": (1, 3, 1, 4, 8),
+        "x": (samples, 2, 4, 8),
+        "static": (1, 1, 4, 8),
+        "past": (1, 3, 2, 4, 8),
+        "past_static": (1, 3, 1, 4, 8),
         "position": (2, 4, 3),
-    }  # fmt: skip
+    }
     weights = tokens.weight_shapes(tokens.config_of(CONFIG))
     inputs = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     inputs |= {f"weights.{name}": 0.5 * rng.standard_normal(shape) for name, shape in weights.items()}
@@ -65,18 +78,19 @@ print([name for name in sys.modules if any(name == f or name.startswith(f + ".")
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 def test_numpy_port_depends_on_numpy_and_the_protocol_alone(module: Path) -> None:
     """Each file imports the standard library, NumPy, its siblings, the protocol and the table of operations."""
-    found = {
-        name
-        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-        )
-    }  # fmt: skip
-    mine = {"numpy", "conformance.adapter", "conformance.adapters", "conformance.protocol.operations"}
-    others = {n for n in found - mine if not n.startswith("conformance.adapters.numpy_")}
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module))
+    allowed = {"numpy", "conformance.adapter", "conformance.adapters.numpy", "conformance.protocol.operations"}
+    others = {name for name in imported - allowed if not name.startswith("conformance.adapters.numpy.")}
     assert {name.split(".")[0] for name in others} <= sys.stdlib_module_names
+
+
+def test_numpy_port_modules_are_found() -> None:
+    assert {path.stem for path in MODULES} > {"port", "tokens", "network", "sampling", "tiling"}
 
 
 def test_numpy_port_has_every_operation() -> None:

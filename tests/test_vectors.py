@@ -115,7 +115,7 @@ def test_narrow_inputs_serve_every_dtype() -> None:
 
 
 def test_manifest_has_the_denominators() -> None:
-    """[CONF-2] [CONF-3] Coarse cases and laws are counted, fine ones are not."""
+    """[CONF-2] [CONF-3] Public cases and laws are counted, internal ones are not."""
     found = manifest()
     for name in PROFILES:
         assert found["profiles"][name]["cases"] == sum(case.public and name in case.profiles for case in CASES)
@@ -130,8 +130,8 @@ def test_vectors_are_small() -> None:
 
 def test_case_comes_back_from_json() -> None:
     for case in CASES:
-        neighbour = case.valid_counterpart[0] if case.valid_counterpart else {}
-        arrays = {"inputs": case.inputs, "expected": case.expected, "neighbour": neighbour}
+        counterpart = case.valid_counterpart[0] if case.valid_counterpart else {}
+        arrays = {"inputs": case.inputs, "expected": case.expected, "neighbour": counterpart}
         back = case_from_json(json.loads(json.dumps(case_to_json(case))), arrays)
         assert back.tolerance == case.tolerance and back.params == case.params and back.id == case.id
         assert (back.valid_counterpart is None) == (case.valid_counterpart is None)
@@ -212,7 +212,7 @@ def test_freeze_invalid_inputs() -> None:
         {"profiles": ()},
         {"profiles": ("everything",)},
         {"dtype": "float16"},
-        {"judge": MustReject("without a neighbour")},
+        {"judge": MustReject("without a valid counterpart")},
         {"valid_counterpart": ({}, {})},
         {"judge": MustReject("with values"), "valid_counterpart": ({}, {}), "expected": {}},
         {"judge": MustReject("or not"), "valid_counterpart": ({}, {}), "or_refused": True},

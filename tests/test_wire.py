@@ -41,11 +41,18 @@ def words(*arguments: object) -> list[str]:
 
 
 def case(trick: str | None = None) -> Case:
-    """Three zeros are right."""
+    """A case whose right answer is three zeros."""
     return Case(
-        "edm/mini", "schedule", ("EDM-5",), ("edm",), Exact("zeros"), "not three zeros", {"x": np.arange(3)},
-        {} if trick is None else {"trick": trick}, {"sigmas": np.zeros(3)},
-    )  # fmt: skip
+        id="edm/mini",
+        op="schedule",
+        requirements=("EDM-5",),
+        profiles=("edm",),
+        tolerance=Exact("zeros"),
+        meaning="not three zeros",
+        inputs={"x": np.arange(3)},
+        params={} if trick is None else {"trick": trick},
+        expected={"sigmas": np.zeros(3)},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Probes of the reference: intermediates by name, for a port's author who asks where the first difference is.
+"""Probes of the reference: intermediates by name, to show the author of a port where the first difference is.
 
 | operation | probes |
 |---|---|
@@ -31,7 +31,7 @@ _RECORDS: ContextVar[dict[str, list[Tensor]] | None] = ContextVar("records", def
 
 @contextmanager
 def recorded() -> Iterator[dict[str, list[Tensor]]]:
-    """While open, what is taken goes into the yielded dict."""
+    """Collect what `take` records in the yielded dict."""
     records: dict[str, list[Tensor]] = {}
     token = _RECORDS.set(records)
     try:
@@ -41,7 +41,7 @@ def recorded() -> Iterator[dict[str, list[Tensor]]]:
 
 
 def take(name: str, value: Tensor) -> None:
-    """Record a value, if anybody asked."""
+    """Record a value inside `recorded()`; outside it, do nothing."""
     records = _RECORDS.get()
     if records is not None:
         records.setdefault(name, []).append(value.detach().clone())
@@ -96,7 +96,7 @@ def watch_block(block: attention.Block) -> attention.Block:
 
 
 def watch_denoise(denoise: edm.Denoise, state: str = "", denoised: str = "") -> edm.Denoise:
-    """Record states and denoised states of every evaluation, numbered from 0 where the name ends in a dot."""
+    """Record the states before and after every evaluation, numbered from 0 where the given name ends in a dot."""
     if _RECORDS.get() is None:
         return denoise
     count = 0

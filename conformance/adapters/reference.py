@@ -18,13 +18,13 @@ class Reference:
     """storm_ref behind the protocol; the operations of chapter 9 run on a pool of ranks on this machine."""
 
     def describe(self) -> Info:
-        """Every operation, in every dtype."""
+        """Claim every operation in every dtype."""
         return Info("storm_ref", storm_ref.__version__, frozenset(OPERATIONS), DTYPES)
 
     def run(
         self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes_asked: Sequence[str]
     ) -> Mapping[str, Array]:
-        """One operation in the dtype of the run, NumPy arrays in and out."""
+        """Run one operation in the dtype of the run, NumPy arrays in and out."""
         return run_as(OPERATIONS, op, inputs, params, probes_asked)
 
 
@@ -34,7 +34,7 @@ class Serial(Reference):
     def run(
         self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes_asked: Sequence[str]
     ) -> Mapping[str, Array]:
-        """One operation; those of chapter 9 by the chapters before it."""
+        """Run one operation; those of chapter 9 by the chapters before it."""
         return run_as(OPERATIONS | reference_ranks.SERIAL, op, inputs, params, probes_asked)
 
 

@@ -39,7 +39,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Law:
-    """One law. Raises ValueError for an operation or profile that the suite does not have."""
+    """A law of the suite. Raises ValueError for an operation or profile that the suite does not have."""
 
     id: str  # chapter/law-name
     requirements: tuple[str, ...]

@@ -46,19 +46,19 @@ LEVEL = FAMILY / TESTS
 
 
 def _two_sided(z: float) -> float:
-    """P(|Z| >= |z|) of a standard normal Z."""
+    """The probability P(|Z| >= |z|) of a standard normal Z."""
     return math.erfc(abs(z) / math.sqrt(2))
 
 
 def mean(x: Array) -> float:
-    """p of mean 0: the sum of n standard normal numbers over sqrt(n) is one of them."""
+    """The p-value of mean 0: the sum of n standard normal numbers over sqrt(n) is standard normal."""
     return _two_sided(float(x.sum()) / math.sqrt(x.size))
 
 
 def variance(x: Array) -> float:
-    """p of variance 1: the sum of squares of an even number n is chi-squared, and half of it counts Poisson events.
+    """The p-value of variance 1, from the sum of squares of an even number n, which is chi-squared.
 
-    P(chi^2_n > s) = P(Poisson(s/2) < n/2).
+    P(chi^2_n > s) = P(Poisson(s/2) < n/2). Raises ValueError for an odd number.
     """
     half, degrees = float((x**2).sum()) / 2, x.size // 2
     if x.size % 2:
@@ -82,8 +82,10 @@ def _poisson_tail(rate: float, counts: range) -> float:
 
 
 def distribution(x: Array) -> float:
-    """p of a standard normal distribution, from the largest distance D of the two distribution functions:
-    P(D > d) <= 2 exp(-2 n d^2) for every n."""
+    """The p-value of a standard normal distribution, from the largest distance D of the two distribution functions.
+
+    P(D > d) <= 2 exp(-2 n d^2) for every n.
+    """
     ordered = np.sort(x, axis=None).tolist()
     n = len(ordered)
     exact = [math.erfc(-value / math.sqrt(2)) / 2 for value in ordered]
@@ -92,8 +94,10 @@ def distribution(x: Array) -> float:
 
 
 def correlation(streams: Array) -> float:
-    """p of independent streams [m, n]: for given y the product x.y/|y| is standard normal; the least p of all pairs,
-    times their number."""
+    """The p-value of independent streams [m, n]: the least p of all pairs, times their number.
+
+    For given y the product x.y/|y| is standard normal.
+    """
     least, pairs = 1.0, 0
     for x, y in combinations(streams, 2):
         least, pairs = min(least, _pair(x, y)), pairs + 1
@@ -101,7 +105,7 @@ def correlation(streams: Array) -> float:
 
 
 def neighbours(streams: Array) -> float:
-    """p of independent neighbours in each stream [m, n], n even: those at odd places against those at even ones."""
+    """The p-value of independent neighbours in each stream [m, n], n even, which pairs odd places with even ones."""
     return min(1.0, min(_pair(x[0::2], x[1::2]) for x in streams) * len(streams))
 
 
@@ -111,15 +115,18 @@ def _pair(x: Array, y: Array) -> float:
 
 
 def repeats(x: Array) -> float:
-    """p of numbers no coarser than 2^-48: how many equal an earlier one. Of n numbers from a normal distribution in
-    steps of s, n^2 s / (4 sqrt(pi)) pairs are equal on average, and their number is close to Poisson's."""
+    """The p-value of numbers no coarser than 2^-48, from the number of those that equal an earlier one.
+
+    Of n numbers from a normal distribution in steps of s, n^2 s / (4 sqrt(pi)) pairs are equal on average, and their
+    number is close to Poisson's.
+    """
     equal = x.size - len(np.unique(x))
     rate = x.size**2 * 2.0**-48 / (4 * math.sqrt(math.pi))
     return 1.0 if equal == 0 else _poisson_tail(rate, range(equal, 10**9))
 
 
 def share(count: int, trials: int, probability: float) -> float:
-    """p of `count` of `trials` where each counts with that probability: twice the smaller tail of the binomial."""
+    """The p-value of `count` successes in `trials` of that probability: twice the smaller tail of the binomial."""
     below = sum(_binomial(k, trials, probability) for k in range(count + 1))
     above = sum(_binomial(k, trials, probability) for k in range(count, trials + 1))
     return min(1.0, 2 * min(below, above))

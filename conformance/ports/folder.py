@@ -83,7 +83,7 @@ class Recorder:
         self._recent: list[str] = []
 
     def describe(self) -> Info:
-        """Every operation in every dtype."""
+        """Claim every operation in every dtype."""
         return RECORDER
 
     def run(
@@ -172,7 +172,7 @@ def _answer_files(folder: Path, name: str) -> dict[str, bytes]:
 
 
 def _outputs(name: str, files: Mapping[str, bytes], params: Params) -> dict[str, Array]:
-    """All arrays of a call, those of ranks by `rank.R.NAME`. Raises PortFault when a rank of the mesh has no file."""
+    """The arrays of a call, those of ranks by `rank.R.NAME`. Raises PortFault when a rank of the mesh has no file."""
     outputs = file_to_arrays(files[OUTPUTS]) if OUTPUTS in files else {}
     by_rank = {rank: files[file] for file in files if (rank := rank_of(file)) is not None}
     if not by_rank:

@@ -18,7 +18,7 @@ newline. Schemas: schemas/wire_request.schema.json and schemas/wire_answer.schem
     {"id": 3, "request": "quit"}                               no answer; the end of the input means the same
 
 A port that dies, runs out of time or breaks these rules costs one call: the next starts the program anew. This protects
-a run from a port's mistakes. It is no prison: a port runs with the rights of whoever started the suite.
+a run from a port's mistakes. It is no sandbox: a port runs with the rights of whoever started the suite.
 """
 
 import contextlib

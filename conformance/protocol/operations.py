@@ -39,7 +39,7 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the protocol.
+    """An operation of the protocol.
 
     narrow: names of the inputs and outputs that are in the run's dtype; `weights.` stands for all weights.
     needs: operations whose errors it inherits.
@@ -131,7 +131,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def ancestors(op: str) -> frozenset[str]:
-    """All operations that `op` is made of, itself not among them."""
+    """The operations that `op` is made of, without itself."""
     parts: set[str] = set()
     for part in OPERATIONS[op].needs:
         parts |= {part} | ancestors(part)
