@@ -1,4 +1,4 @@
-"""The cost model of strong scaling: its formulas by hand, its laws, and the figures that the specification quotes."""
+"""The cost model of strong scaling: its formulas by hand, its laws, and the figures that docs/scale.md quotes."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from storm_ref.experiments.scaling import Level, Machine, Workload, best, effici
 from storm_ref.parallel.mesh import Mesh
 from storm_ref.tiling import Axis, Tiling
 
-SPEC = Path(__file__).resolve().parents[1] / "spec" / "A_scale.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 SMALL = StormConfig(3, 3, (2, 2), 64, 4, 2)
 TILES = Tiling.of((16, 48), (8, 8), (2, 2), (2, 2), periodic=True, patch=(2, 2))  # 2 x 6
 WORK = Workload(SMALL, TILES, samples=4)
@@ -233,8 +233,8 @@ def test_workload_invalid_nothing(name: str) -> None:
 
 
 def tables(first: str) -> list[list[str]]:
-    """The rows of the tables in the specification whose heading starts with `first`."""
-    lines, rows, inside = SPEC.read_text().splitlines(), [], False
+    """The rows of the tables in docs/scale.md whose heading starts with `first`."""
+    lines, rows, inside = PAGE.read_text().splitlines(), [], False
     for line in lines:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
         if not cells or cells[0] == first:
@@ -245,10 +245,10 @@ def tables(first: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_spec_quotes_what_the_command_finds(tmp_path: Path) -> None:
+def test_page_quotes_what_the_command_finds(tmp_path: Path) -> None:
     """In a process of its own, without checks of shapes: some twenty seconds instead of minutes."""
     command = [sys.executable, "-m", "storm_ref.experiments.scaling", "--out", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, cwd=SPEC.parents[1])
+    subprocess.run(command, check=True, capture_output=True, cwd=PAGE.parents[1])
     found = json.loads((tmp_path / "scaling.json").read_text())["tables"]
     assert tables("training") == found["training"]
     assert tables("evaluation") == [row for row in found["evaluation"] if row[1] in ("512", "4,096", "32,768")]
@@ -256,16 +256,16 @@ def test_spec_quotes_what_the_command_finds(tmp_path: Path) -> None:
     assert tables("samples") == found["batches"]
 
 
-def test_spec_quotes_the_predictions() -> None:
+def test_page_quotes_the_predictions() -> None:
     """The same for the ends of the table, without waiting for the rest."""
     for name, config in (("10 M", storm_10m()), ("10 B", storm_10b())):
         rows = scaling.prediction_rows({name: [best(Machine(), Workload(config), size) for size in (512, 32768)]})
         assert [row for row in tables("training") if row[0] == name and row[1] in ("512", "32,768")] == rows
 
 
-def test_spec_names_the_machine() -> None:
+def test_page_names_the_machine() -> None:
     """Every default is in the text as the model has it."""
-    text, m = SPEC.read_text(), Machine()
+    text, m = PAGE.read_text(), Machine()
     for value in (m.peak / 1e12, m.attained, m.memory_bandwidth / 1e12, m.capacity / 1e9, m.node, m.overlap):
         assert f"| {value:g}" in text
     for level in (m.inside, m.between):

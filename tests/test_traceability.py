@@ -189,9 +189,10 @@ def unpaired(root: Path) -> list[str]:
 
 
 def _modules(root: Path, folder: str) -> set[str]:
-    """Modules and packages of a folder, but for private ones and the workbench, which is not normative."""
+    """Modules and packages of a folder, but for private ones, the workbench and the experiments, which bind nobody."""
     files = {path for path in (root / folder).glob("*.py") if not path.name.startswith("_")}
-    packages = {path.parent for path in (root / folder).glob("*/__init__.py")} - {root / folder / "workbench"}
+    packages = {path.parent for path in (root / folder).glob("*/__init__.py")}
+    packages -= {root / folder / name for name in ("workbench", "experiments")}
     return {str(path.relative_to(root)) for path in files | packages}
 
 

@@ -17,7 +17,7 @@ One step is fixed, B samples of one domain, and the number P of accelerators gro
     efficiency E(P) = t(P_0) P_0 / (t(P) P), each with the mesh that the model finds fastest
 
 The slowest tile rank counts: tiles that ranks do not divide are in c. Numbers of the machine are assumptions, round
-public figures of one like Frontier; the paper gives none, and says neither batch nor tiles. spec/A_scale.md tells more.
+public figures of one like Frontier; the paper gives none, and says neither batch nor tiles. docs/scale.md tells more.
 """
 
 import argparse
@@ -485,7 +485,7 @@ def _run(out: Path, samples: int) -> None:
     console.print(_table(f"One evaluation, {samples:,} members\n{mesh}", columns, found["evaluation"]))
     console.print(_table(title, ("assumption", "value", *names), found["sensitivities"]))
     console.print(_table("E(32,768) in %", ("samples", *PRESETS), found["batches"]))
-    console.print("The paper: 61-64 % for both sizes. Machine, batch and tiles are assumptions, see spec/A_scale.md.")
+    console.print("The paper: 61-64 % for both sizes. Machine, batch and tiles are assumptions, see docs/scale.md.")
     console.print(f"written: {out / 'scaling.json'}, {out / 'scaling.png'}")
 
 
