@@ -73,10 +73,9 @@ def test_step_adds_what_is_fixed_and_the_worst_of_many() -> None:
 
 def test_step_is_no_shorter_than_its_launches() -> None:
     """Two blocks, three passes, and batches: one of each shape of tile, here one."""
-    assert step(replace(PLAIN, issue=1.0), WORK, Mesh()).compute == pytest.approx(2 * 3 * 1.0, rel=1e-6)
-    assert step(replace(PLAIN, issue=1.0), replace(WORK, tiles_per_batch=4), Mesh()).compute == pytest.approx(
-        18, rel=1e-6
-    )
+    machine = replace(PLAIN, issue=1.0)
+    assert step(machine, WORK, Mesh()).compute == pytest.approx(2 * 3 * 1.0, rel=1e-6)
+    assert step(machine, replace(WORK, tiles_per_batch=4), Mesh()).compute == pytest.approx(18, rel=1e-6)
 
 
 def test_step_waits_for_the_rank_with_most_tiles() -> None:
