@@ -107,12 +107,12 @@ def test_coarse_pass_pools_what_attention_sees() -> None:
     """Keys of the first layer: of LN1 of the mean of the state tokens, and of the mean of the normalised memory."""
     w, block = world((6, 12), True, config=POINTS), blocks(6, 12, (2, 3))
     network, c = w.network, w.condition
-    found = coarse_pass(network, w.x, w.sigma, c, block)
+    sources = coarse_pass(network, w.x, w.sigma, c, block)
     layer, e = network.blocks[0], network.embed_sigma(w.sigma)
     shift, scale = layer.adaptive(torch.nn.functional.silu(e)).chunk(9, -1)[:2]
     near = layer.spatial.key(modulate(pool(network.embed(w.x, c.static, c.position), block), shift, scale))
     past = layer.temporal.key(pool(layer_norm(c.memory.flatten(1, 2)), block))
-    for (keys, _), want in zip(found[0], (near, past), strict=True):
+    for (keys, _), want in zip(sources[0], (near, past), strict=True):
         assert (keys.transpose(1, 2).flatten(2) - want).abs().max() <= NETWORK * want.abs().max()
 
 

@@ -100,12 +100,12 @@ def test_error_by_halo_takes_every_blend_as_the_operator_has_it() -> None:
     """Tiles' outputs are shared between blends: the errors are those of T[D] all the same."""
     s = correlated(generic((8, 8), (2, 2), seeded(), 1, 8, 2, 1, None, torch.float64))
     x, sigma = noisy_states(s, 2.0, seeded(1))
-    found = []
+    errors = []
     for blend in (0, 1):
         exact = covariance_denoiser(s.network, s.condition, tiling_of(s, 2, blend), s.covariance)(x, sigma)
-        found.append(float((exact - s.untiled()(x, sigma)).square().mean().sqrt()))
+        errors.append(float((exact - s.untiled()(x, sigma)).square().mean().sqrt()))
     records = error_by_halo(s, [2], [2.0], seeded(1))
-    assert [r["absolute"] for r in records] == pytest.approx(found, rel=1e-9)
+    assert [r["absolute"] for r in records] == pytest.approx(errors, rel=1e-9)
 
 
 def test_skill_value() -> None:
@@ -207,12 +207,12 @@ def test_cone_support_is_that_of_the_chapter(point: tuple[int, int]) -> None:
     s = generic((8, 20), (4, 4), seeded(), 1, 8, 2, 1, None, torch.float64)
     tiling = tiling_of(s, 1, 1)
     _, maps = cone(s, tiling, point, 3, seeded(1))
-    for k, found in enumerate(maps, start=1):
+    for k, reached in enumerate(maps, start=1):
         rows, cols = (naive_cone(a, k)[p] for a, p in zip((tiling.y, tiling.x), point, strict=True))
         want = torch.zeros(8, 20, dtype=torch.bool)
         want[torch.tensor(sorted(rows))[:, None], torch.tensor(sorted(cols))] = True
         by_tile = want.reshape(2, 4, 5, 4).any(3).any(1)
-        assert torch.equal(torch.tensor(found) != 0, by_tile), f"after {k} evaluations"
+        assert torch.equal(torch.tensor(reached) != 0, by_tile), f"after {k} evaluations"
     assert not bool(torch.tensor(maps[0]).all())
 
 

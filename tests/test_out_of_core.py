@@ -605,9 +605,9 @@ class Watched:
         self.read = self.written = 0
 
     def __getitem__(self, key: Any) -> Any:
-        found = self.array[key]
-        self.read = max(self.read, found.size)
-        return found
+        piece = self.array[key]
+        self.read = max(self.read, piece.size)
+        return piece
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.written = max(self.written, value.size)
@@ -646,8 +646,8 @@ class Past:
 
     def compress(self, out: Any, run: Path, past: Any = None, static: Any = None, **other: Any) -> Tensor:
         settings = {"rows": 2, "chunk": 2} | other
-        past, static = (mine.numpy() if given is None else given for mine, given in
-                        ((self.past, past), (self.static, static)))  # fmt: skip
+        past = self.past.numpy() if past is None else past
+        static = self.static.numpy() if static is None else static
         w = self.world
         compress(w.network, past, static, self.ages, w.latitude, w.longitude, out, run, **settings)
         return torch.from_numpy(np.array(out[...]))

@@ -55,13 +55,13 @@ def test_wire_is_the_formula_by_hand(mesh: Mesh, axis: str, kind: str, seconds: 
 def test_step_of_one_rank_is_compute(training: bool) -> None:
     """No message, and the products of [COST-2] and, in training, of [COST-3] three times over."""
     work = replace(WORK, training=training)
-    found = step(PLAIN, work, Mesh())
-    assert (found.tp, found.tile, found.fsdp, found.ddp, found.fixed) == (0, 0, 0, 0, 0)
+    alone = step(PLAIN, work, Mesh())
+    assert (alone.tp, alone.tile, alone.fsdp, alone.ddp, alone.fixed) == (0, 0, 0, 0, 0)
     products = cost.tiled_evaluation(SMALL, TILES, 4).multiply_adds
     if training:
         products = 3 * (products + cost.memory(SMALL, 8 * 24, work.frames, batch=4).multiply_adds)
-    assert found.total == pytest.approx(products / (0.4 * 95.8e12), rel=NEAR)
-    assert found.total == pytest.approx(ideal(PLAIN, work, 1), rel=NEAR)
+    assert alone.total == pytest.approx(products / (0.4 * 95.8e12), rel=NEAR)
+    assert alone.total == pytest.approx(ideal(PLAIN, work, 1), rel=NEAR)
 
 
 def test_step_adds_what_is_fixed_and_the_worst_of_many() -> None:
@@ -124,10 +124,10 @@ def all_meshes(work: Workload = WORK) -> list[Mesh]:
 
 def test_meshes_fit_and_are_all_that_do() -> None:
     """[PAR-4], against a search of every mesh of 12 ranks."""
-    found = meshes(CAPACITY, WORK, 12)
+    legal = meshes(CAPACITY, WORK, 12)
     every = [Mesh(d, f, t, p) for d in (1, 2, 3, 4) for f in (1, 2, 3, 4) for t in range(1, 13) for p in (1, 2, 4)]
-    assert set(found) == {m for m in every if m.size == 12 and m.data <= 4}
-    for mesh in found:
+    assert set(legal) == {m for m in every if m.size == 12 and m.data <= 4}
+    for mesh in legal:
         mesh.check(SMALL, WORK.tiles, WORK.samples)
 
 
@@ -137,14 +137,14 @@ def test_meshes_hold_their_weights() -> None:
     assert held[0] == pytest.approx(16 * 9.4e9, rel=0.02)
     assert held[1] == pytest.approx(held[0] / 8, rel=0.01)
     assert held[0] / 8 < held[2] < held[0]
-    found = meshes(CAPACITY, Workload(storm_10b()), 512)
-    assert found and all(mesh.fsdp * mesh.tp > 4 for mesh in found)
+    legal = meshes(CAPACITY, Workload(storm_10b()), 512)
+    assert legal and all(mesh.fsdp * mesh.tp > 4 for mesh in legal)
 
 
 def test_best_is_the_fastest() -> None:
-    found = best(Machine(), WORK, 8)
-    assert found.total == min(step(Machine(), WORK, mesh).total for mesh in meshes(CAPACITY, WORK, 8))
-    assert found.mesh.size == 8
+    fastest = best(Machine(), WORK, 8)
+    assert fastest.total == min(step(Machine(), WORK, mesh).total for mesh in meshes(CAPACITY, WORK, 8))
+    assert fastest.mesh.size == 8
 
 
 def test_best_invalid_no_mesh() -> None:
@@ -190,9 +190,9 @@ def test_efficiency_is_one_where_all_can_be_shared_out() -> None:
 
 
 def test_efficiency_falls_with_accelerators() -> None:
-    found = [efficiency(Machine(), Workload(storm_10m()), size) for size in model.SIZES]
-    assert found == sorted(found, reverse=True)
-    assert 0 < found[-1] < found[0] == 1
+    efficiencies = [efficiency(Machine(), Workload(storm_10m()), size) for size in model.SIZES]
+    assert efficiencies == sorted(efficiencies, reverse=True)
+    assert 0 < efficiencies[-1] < efficiencies[0] == 1
 
 
 def test_needed_gives_the_figure_it_is_asked_for() -> None:
@@ -251,11 +251,11 @@ def test_page_quotes_what_the_command_finds(tmp_path: Path) -> None:
     """In a process of its own, without checks of shapes: some twenty seconds instead of minutes."""
     arguments = [sys.executable, "-m", "storm_ref.experiments.scaling", "--out", str(tmp_path)]
     subprocess.run(arguments, check=True, capture_output=True, cwd=PAGE.parents[1])
-    found = json.loads((tmp_path / "scaling.json").read_text())["tables"]
-    assert tables("training") == found["training"]
-    assert tables("evaluation") == [row for row in found["evaluation"] if row[1] in ("512", "4,096", "32,768")]
-    assert tables("assumption") == found["sensitivities"]
-    assert tables("samples") == found["batches"]
+    computed = json.loads((tmp_path / "scaling.json").read_text())["tables"]
+    assert tables("training") == computed["training"]
+    assert tables("evaluation") == [row for row in computed["evaluation"] if row[1] in ("512", "4,096", "32,768")]
+    assert tables("assumption") == computed["sensitivities"]
+    assert tables("samples") == computed["batches"]
 
 
 def test_page_quotes_the_predictions() -> None:
@@ -287,9 +287,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short")
 def test_main_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--out", str(tmp_path / "a" / "b")]) == 0
-    found = json.loads((tmp_path / "a" / "b" / "scaling.json").read_text())
-    steps: Sequence[dict[str, float]] = found["steps"]["10 M"]
-    assert found["samples"] == 512
+    record = json.loads((tmp_path / "a" / "b" / "scaling.json").read_text())
+    steps: Sequence[dict[str, float]] = record["steps"]["10 M"]
+    assert record["samples"] == 512
     assert steps[-1]["total"] == best(Machine(), Workload(storm_10m()), 32768).total
     assert (tmp_path / "a" / "b" / "scaling.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
