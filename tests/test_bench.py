@@ -48,11 +48,11 @@ def test_methods_count_what_they_run() -> None:
 
 
 def test_counted_exponents_are_those_of_the_specification() -> None:
-    found = timing.counted(timing.ten_million(), [4096 << i for i in range(9)])
-    assert found["tiled"] == pytest.approx(1, abs=5e-4)
-    assert found["frames"] == pytest.approx(1, abs=5e-4)
-    assert found["full"] >= 1.9
-    assert 1 < found["tiled_closed_square"] < 1.07
+    exponents = timing.counted(timing.ten_million(), [4096 << i for i in range(9)])
+    assert exponents["tiled"] == pytest.approx(1, abs=5e-4)
+    assert exponents["frames"] == pytest.approx(1, abs=5e-4)
+    assert exponents["full"] >= 1.9
+    assert 1 < exponents["tiled_closed_square"] < 1.07
 
 
 def test_growth_records_every_method_and_stops_at_the_limit() -> None:
@@ -64,16 +64,16 @@ def test_growth_records_every_method_and_stops_at_the_limit() -> None:
 
 
 def test_ratio_to_dense_compares_equal_work() -> None:
-    found = timing.ratio_to_dense(side=3, heads=1, width=2, rounds=1)
-    assert found["multiply_adds"] == found["multiply_adds_dense"]
-    assert found["ratio"] == pytest.approx(found["seconds_tiles"] / found["seconds_dense"])
+    comparison = timing.ratio_to_dense(side=3, heads=1, width=2, rounds=1)
+    assert comparison["multiply_adds"] == comparison["multiply_adds_dense"]
+    assert comparison["ratio"] == pytest.approx(comparison["seconds_tiles"] / comparison["seconds_dense"])
 
 
 def test_sampler_overhead_counts_every_evaluation() -> None:
-    found = timing.sampler_overhead(SMALL, steps=2)
-    assert found["evaluations"] == 3
-    assert found["overhead"] == pytest.approx(found["seconds"] / found["seconds_network"] - 1)
-    assert 0 < found["seconds_network"] < found["seconds"]
+    run = timing.sampler_overhead(SMALL, steps=2)
+    assert run["evaluations"] == 3
+    assert run["overhead"] == pytest.approx(run["seconds"] / run["seconds_network"] - 1)
+    assert 0 < run["seconds_network"] < run["seconds"]
 
 
 # History
@@ -226,12 +226,12 @@ def test_work_is_the_denoiser_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_run_keeps_the_record_and_removes_the_stores(tmp_path: Path) -> None:
-    found = scale.run("small", DOMAIN, tmp_path)
+    record = scale.run("small", DOMAIN, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["small.json"]
-    assert scale.run("small", DOMAIN, tmp_path) == found  # from the record: times would differ
+    assert scale.run("small", DOMAIN, tmp_path) == record  # from the record: times would differ
     with pytest.raises(ValueError, match="record of another run"):
         scale.run("small", replace(DOMAIN, blend=2), tmp_path)
-    assert scale.run("small", replace(DOMAIN, threads=2), tmp_path) == found
+    assert scale.run("small", replace(DOMAIN, threads=2), tmp_path) == record
 
 
 def test_work_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,18 @@ JOB = scale.DomainJob((24, 40), "tiny", 8, 2, 1, tiles_per_batch=4, threads=1)
 
 def _history(frames: int, form: str, grid: tuple[int, int] = (128, 256)) -> dict[str, Any]:
     return {
-        "frames": frames, "form": form, "grid": list(grid), "tokens": frames * math.prod(grid), "seconds_compress": 2.0,
-        "seconds_denoise": 1.0, "peak_bytes": 8 * 10**8, "peak_bytes_compress": 5 * 10**8,
-        "threads": 2, "tokens_per_s": 1e6, "tokens_per_s_compress": 2e6 if form == "folded" else 1e5,
-    }  # fmt: skip
+        "frames": frames,
+        "form": form,
+        "grid": list(grid),
+        "tokens": frames * math.prod(grid),
+        "seconds_compress": 2.0,
+        "seconds_denoise": 1.0,
+        "peak_bytes": 8 * 10**8,
+        "peak_bytes_compress": 5 * 10**8,
+        "threads": 2,
+        "tokens_per_s": 1e6,
+        "tokens_per_s_compress": 2e6 if form == "folded" else 1e5,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +46,19 @@ def values() -> dict[str, Any]:
     ]
     history = [_history(k, form) for k in (96, 6000) for form in ("folded", "equations")]
     return {
-        **{aim.key: 1.0 for aim in report.AIMS}, "sampler_overhead": 0.01, "rss_growth_k96_to_k6000": 0.0,
-        "counted_exponent_full": 1.95, "ratio_to_dense": 1.23, "tokens": 196_608_000, "exponent_full": 1.9,
-        "exponent_timesformer": 1.5, "growth": growth, "tokens_per_s_compress_equations": 1e5,
-        "history": [*history, _history(177_500, "folded", (56, 64))], "machine": machine.describe(2),
-    }  # fmt: skip
+        **{aim.key: 1.0 for aim in report.AIMS},
+        "sampler_overhead": 0.01,
+        "rss_growth_k96_to_k6000": 0.0,
+        "counted_exponent_full": 1.95,
+        "ratio_to_dense": 1.23,
+        "tokens": 196_608_000,
+        "exponent_full": 1.9,
+        "exponent_timesformer": 1.5,
+        "growth": growth,
+        "tokens_per_s_compress_equations": 1e5,
+        "history": [*history, _history(177_500, "folded", (56, 64))],
+        "machine": machine.describe(2),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +113,9 @@ def test_aims_judge() -> None:
 
 
 def test_fidelity_headline_is_of_the_most_steps(measured: dict[str, Any]) -> None:
-    found = report.fidelity_headline(measured)
-    assert found.keys() == {"generic", "trained"}
-    assert all(row["steps"] == 4 for rows in found.values() for row in rows) and len(found["generic"]) == 3
+    headline = report.fidelity_headline(measured)
+    assert headline.keys() == {"generic", "trained"}
+    assert all(row["steps"] == 4 for rows in headline.values() for row in rows) and len(headline["generic"]) == 3
 
 
 def test_parts_make_every_figure(
@@ -118,11 +134,15 @@ def test_parts_make_every_figure(
 
     monkeypatch.setattr(history, "sweep", sweep)
     assert command.main(["--out", str(tmp_path), "--threads", "3"]) == 0
-    found = json.loads((tmp_path / "cost.json").read_text())
-    assert all(math.isfinite(found[aim.key]) for aim in report.AIMS)
-    assert found["exponent_tiled"] == pytest.approx(1) and found["tokens"] == 6000 * 32_768
-    assert (found["ratio_to_dense"], found["sampler_overhead"], found["peak_rss_gb"]) == (1.1, 0.02, 0.8)
-    assert found["rss_growth_k96_to_k6000"] == 0 and found["tokens_per_s"] == 1e6
+    cost_json = json.loads((tmp_path / "cost.json").read_text())
+    assert all(math.isfinite(cost_json[aim.key]) for aim in report.AIMS)
+    assert cost_json["exponent_tiled"] == pytest.approx(1) and values_written["tokens"] == 6000 * 32_768
+    assert (cost_json["ratio_to_dense"], values_written["sampler_overhead"], values_written["peak_rss_gb"]) == (
+        1.1,
+        0.02,
+        0.8,
+    )
+    assert cost_json["rss_growth_k96_to_k6000"] == 0 and values_written["tokens_per_s"] == 1e6
     assert {job.threads for job in seen} == {3} and {job.frames for job in seen} >= {1, 96, 6000, 177_500}
     assert json.loads((tmp_path / "fidelity.json").read_text()).keys() == measured.keys()
 
@@ -172,5 +192,5 @@ def test_main_stopped_keeps_what_is_done(
 
 
 def test_describe_names_the_machine() -> None:
-    found = machine.describe(3)
-    assert found["threads"] == 3 and found["cores"] >= 1 and found["memory_gb"] > 0.5 and found["processor"]
+    about = machine.describe(3)
+    assert about["threads"] == 3 and about["cores"] >= 1 and about["memory_gb"] > 0.5 and about["processor"]

@@ -103,24 +103,24 @@ def test_coarse_pass_pools_what_attention_sees() -> None:
     """Keys of the first layer: of LN1 of the mean of the state tokens, and of the mean of the normalised memory."""
     w, block = world((6, 12), True, config=POINTS), blocks(6, 12, (2, 3))
     network, c = w.network, w.condition
-    found = coarse_pass(network, w.x, w.sigma, c, block)
+    sources = coarse_pass(network, w.x, w.sigma, c, block)
     layer, e = network.blocks[0], network.embed_sigma(w.sigma)
     shift, scale = layer.adaptive(torch.nn.functional.silu(e)).chunk(9, -1)[:2]
     near = layer.spatial.key(modulate(pool(network.embed(w.x, c.static, c.position), block), shift, scale))
     past = layer.temporal.key(pool(layer_norm(c.memory.flatten(1, 2)), block))
-    for (keys, _), want in zip(found[0], (near, past), strict=True):
+    for (keys, _), want in zip(sources[0], (near, past), strict=True):
         assert (keys.transpose(1, 2).flatten(2) - want).abs().max() <= NETWORK * want.abs().max()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3)])
-def test_bind_coarse_with_one_tile_is_untiled(shape: tuple[int, int]) -> None:
+def test_coarse_denoiser_with_one_tile_is_untiled(shape: tuple[int, int]) -> None:
     """It sees every block whole: no mean stands for anything."""
     w = world((8, 12), True)
     assert gap(w, Tiling.whole((8, 12), True, (2, 2)), shape) <= NETWORK
 
 
 @pytest.mark.parametrize("tiling", CUTS, ids=str)
-def test_bind_coarse_with_a_block_a_token_is_untiled(tiling: Tiling) -> None:
+def test_coarse_denoiser_with_a_block_a_token_is_untiled(tiling: Tiling) -> None:
     """G = N: the coarse pass is the untiled network, and its tokens are exact. Plain tiles are far from it."""
     w = world((6, 12), tiling.x.periodic, config=POINTS)
     assert gap(w, tiling, (6, 12)) <= NETWORK
@@ -131,18 +131,18 @@ def test_bind_coarse_with_a_block_a_token_is_untiled(tiling: Tiling) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 5), (1, 1)])
 @pytest.mark.parametrize("tiling", CUTS, ids=str)
-def test_bind_coarse_is_exact_for_tokens_equal_within_blocks(tiling: Tiling, shape: tuple[int, int]) -> None:
+def test_coarse_denoiser_is_exact_for_tokens_equal_within_blocks(tiling: Tiling, shape: tuple[int, int]) -> None:
     """Blocks that tiles see in part among them, and blocks of unequal size: 5 do not divide 12."""
     w = by_blocks(world((6, 12), tiling.x.periodic, config=POINTS), shape)
     assert gap(w, tiling, shape) <= NETWORK
 
 
-def test_bind_coarse_with_patches_is_exact_for_a_block_a_token() -> None:
+def test_coarse_denoiser_with_patches_is_exact_for_a_block_a_token() -> None:
     w = world((8, 12), True)
     assert gap(w, Tiling(Axis(8, 4, 2, 2, patch=2), Axis(12, 4, 2, 2, True, 2)), (4, 6)) <= NETWORK
 
 
-def test_bind_coarse_is_nearer_to_the_untiled_network_than_tiles_alone() -> None:
+def test_coarse_denoiser_is_nearer_to_the_untiled_network_than_tiles_alone() -> None:
     """Smooth states; one sigma a member. Not a law: generic weights, and by a factor of two here."""
     w = world((6, 12), True, config=POINTS)
     i, j = torch.arange(6.0).double()[:, None], torch.arange(12.0).double()
@@ -155,7 +155,7 @@ def test_bind_coarse_is_nearer_to_the_untiled_network_than_tiles_alone() -> None
     assert gap(w, CUTS[0], (3, 6)) < plain / 2
 
 
-def test_bind_coarse_keeps_members_and_batches_apart() -> None:
+def test_coarse_denoiser_keeps_members_and_batches_apart() -> None:
     """Members alone and tiles_per_batch, tiles one by one and all at once, and a second call with other members."""
     w, tiling = world((6, 12), True, config=POINTS), CUTS[2]
     shared = replace(w.condition, static=w.condition.static[:1], memory=w.condition.memory[:1])
@@ -172,7 +172,7 @@ def test_bind_coarse_keeps_members_and_batches_apart() -> None:
 @pytest.mark.parametrize(
     ("window", "shape", "message"), [(1, (2, 2), "window = None"), (None, (0, 2), "at least one block")]
 )
-def test_bind_coarse_invalid(window: int | None, shape: tuple[int, int], message: str) -> None:
+def test_coarse_denoiser_invalid(window: int | None, shape: tuple[int, int], message: str) -> None:
     w = world((6, 12), True, config=replace(POINTS, window=window))
     with pytest.raises(ValueError, match=message):
         coarse_denoiser(w.network, w.condition, CUTS[0], white((2, 6, 12)), shape)

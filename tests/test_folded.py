@@ -74,9 +74,9 @@ def test_folded_memory_survives_scores_of_ten_thousands(scale: float) -> None:
         expected = network.compress(*inputs)
         score, _ = network.memory.scores_and_values(network.embed_past(*inputs))
     assert float(score.abs().max()) > scale**2
-    found = folded(network, inputs, 5)
+    tokens = folded(network, inputs, 5)
     # One frame wins a softmax of such scores; rounding of the scores, relative to their size, moves its weight.
-    assert float((found - expected).abs().max()) <= 100 * EPS * float(score.abs().max()) * float(expected.abs().max())
+    assert float((tokens - expected).abs().max()) <= 100 * EPS * float(score.abs().max()) * float(expected.abs().max())
 
 
 def test_folded_memory_in_float32_is_as_near_as_the_equations() -> None:

@@ -168,7 +168,7 @@ def axes(draw: st.DrawFn, patch: int, periodic: bool) -> Axis:
 
 
 @given(st.data(), st.integers(1, 4), st.sampled_from(["memmap", "zarr", "foreign"]), st.booleans())
-def test_denoise_equals_bind_tiled(data: st.DataObject, tiles_per_batch: int, kind: str, periodic: bool) -> None:
+def test_denoise_equals_tiled_denoiser(data: st.DataObject, tiles_per_batch: int, kind: str, periodic: bool) -> None:
     """Bit for bit on any tiling, in both dtypes of the network and of the state, on every kind of array."""
     patch = (data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2)))
     tiling = Tiling(data.draw(axes(patch[0], False)), data.draw(axes(patch[1], periodic)))
@@ -185,7 +185,7 @@ def test_denoise_equals_bind_tiled(data: st.DataObject, tiles_per_batch: int, ki
 
 
 @pytest.mark.parametrize("tiles_per_batch", [1, 2, 3, 16])
-def test_denoise_equals_bind_tiled_on_the_table(disk: OnDisk, tiles_per_batch: int) -> None:
+def test_denoise_equals_tiled_denoiser_on_the_table(disk: OnDisk, tiles_per_batch: int) -> None:
     """Corners of four tiles, where the order of adding shows, in batches that cut rows of tiles anywhere."""
     assert torch.equal(disk.denoise(tiles_per_batch=tiles_per_batch), disk.world.want(TILING, tiles_per_batch))
 
@@ -200,7 +200,7 @@ def test_denoise_equals_bind_tiled_on_the_table(disk: OnDisk, tiles_per_batch: i
     ],
     ids=["both axes periodic", "two tiles meet on both sides", "every extent is the domain", "batches are not in rows"],
 )
-def test_denoise_equals_bind_tiled_at_the_limits(tmp_path: Path, tiling: Tiling) -> None:
+def test_denoise_equals_tiled_denoiser_at_the_limits(tmp_path: Path, tiling: Tiling) -> None:
     """Extents may be alike where the parts with weight are not: these share a batch."""
     w = world(tiling)
     assert torch.equal(on_disk(tmp_path, w).denoise(tiling, 3), w.want(tiling, 3))
@@ -311,7 +311,7 @@ def test_denoise_goes_on_after_half_a_write(disk: OnDisk, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("storm_ref.experiments.out_of_core.np.savez", half)
+        patch.setattr(np, "savez", half)
         disk.denoise()
     for cores in (0, 1, 5, 7):
         with pytest.raises(KeyboardInterrupt):
@@ -601,9 +601,9 @@ class Watched:
         self.read = self.written = 0
 
     def __getitem__(self, key: Any) -> Any:
-        found = self.array[key]
-        self.read = max(self.read, found.size)
-        return found
+        piece = self.array[key]
+        self.read = max(self.read, piece.size)
+        return piece
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.written = max(self.written, value.size)
@@ -642,8 +642,8 @@ class Past:
 
     def compress(self, out: Any, run: Path, past: Any = None, static: Any = None, **other: Any) -> Tensor:
         settings = {"rows": 2, "chunk": 2} | other
-        past, static = (mine.numpy() if given is None else given for mine, given in
-                        ((self.past, past), (self.static, static)))  # fmt: skip
+        past = self.past.numpy() if past is None else past
+        static = self.static.numpy() if static is None else static
         w = self.world
         compress(w.network, past, static, self.ages, w.latitude, w.longitude, out, run, **settings)
         return torch.from_numpy(np.array(out[...]))

@@ -1,4 +1,4 @@
-"""The cost model of strong scaling: its formulas by hand, its laws, and the figures that the specification quotes."""
+"""The cost model of strong scaling: its formulas by hand, its laws, and the figures that docs/scale.md quotes."""
 
 import json
 import math
@@ -12,14 +12,15 @@ import pytest
 
 from storm_ref import cost
 from storm_ref.config import StormConfig, storm_10b, storm_10m
-from storm_ref.experiments import scaling
-from storm_ref.experiments.scaling import Level, Machine, Workload, best, efficiency, ideal, meshes, step, wire
+from storm_ref.experiments.scaling import __main__ as command
+from storm_ref.experiments.scaling import model, report, sensitivity
+from storm_ref.experiments.scaling.model import Level, Machine, Workload, best, efficiency, ideal, meshes, step, wire
 from storm_ref.parallel import traffic as messages
 from storm_ref.parallel.mesh import Mesh
 from storm_ref.parallel.traffic import Traffic
 from storm_ref.tiling import Axis, Tiling
 
-SPEC = Path(__file__).resolve().parents[1] / "spec" / "A_scale.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 SMALL = StormConfig(3, 3, (2, 2), 64, 4, 2)
 TILES = Tiling.of((16, 48), (8, 8), (2, 2), (2, 2), periodic=True, patch=(2, 2))  # 2 x 6
 WORK = Workload(SMALL, TILES, samples=4)
@@ -55,13 +56,13 @@ def test_wire_is_the_formula_by_hand(mesh: Mesh, axis: str, kind: str, seconds: 
 def test_step_of_one_rank_is_compute(training: bool) -> None:
     """No message, and the products of [COST-2] and, in training, of [COST-3] three times over."""
     work = replace(WORK, training=training)
-    found = step(PLAIN, work, Mesh())
-    assert (found.tp, found.tile, found.fsdp, found.ddp, found.fixed) == (0, 0, 0, 0, 0)
+    alone = step(PLAIN, work, Mesh())
+    assert (alone.tp, alone.tile, alone.fsdp, alone.ddp, alone.fixed) == (0, 0, 0, 0, 0)
     products = cost.tiled_evaluation(SMALL, TILES, 4).multiply_adds
     if training:
         products = 3 * (products + cost.memory(SMALL, 8 * 24, work.frames, batch=4).multiply_adds)
-    assert found.total == pytest.approx(products / (0.4 * 95.8e12), rel=NEAR)
-    assert found.total == pytest.approx(ideal(PLAIN, work, 1), rel=NEAR)
+    assert alone.total == pytest.approx(products / (0.4 * 95.8e12), rel=NEAR)
+    assert alone.total == pytest.approx(ideal(PLAIN, work, 1), rel=NEAR)
 
 
 def test_step_adds_what_is_fixed_and_the_worst_of_many() -> None:
@@ -73,8 +74,9 @@ def test_step_adds_what_is_fixed_and_the_worst_of_many() -> None:
 
 def test_step_is_no_shorter_than_its_launches() -> None:
     """Two blocks, three passes, and batches: one of each shape of tile, here one."""
-    assert step(replace(PLAIN, issue=1.0), WORK, Mesh()).compute == pytest.approx(2 * 3 * 1.0, rel=1e-6)
-    assert step(replace(PLAIN, issue=1.0), replace(WORK, tiles=4), Mesh()).compute == pytest.approx(18, rel=1e-6)
+    machine = replace(PLAIN, issue=1.0)
+    assert step(machine, WORK, Mesh()).compute == pytest.approx(2 * 3 * 1.0, rel=1e-6)
+    assert step(machine, replace(WORK, tiles_per_batch=4), Mesh()).compute == pytest.approx(18, rel=1e-6)
 
 
 def test_step_waits_for_the_rank_with_most_tiles() -> None:
@@ -107,7 +109,7 @@ def test_step_hides_weights_behind_compute() -> None:
 def test_exchange_is_that_of_the_busiest_rank(training: bool) -> None:
     """[PAR-9], [PAR-10]; memory tokens are gathered like states."""
     mesh = Mesh(tile=5)
-    rows, tokens = scaling._exchange(TILES, 5, training)
+    rows, tokens = model._exchange(TILES, 5, training)
     every = [messages.exchange_traffic(TILES, mesh, rank, 1, training)["tile", "all-to-all"] for rank in range(5)]
     assert rows.bytes == max(t.bytes for t in every)
     assert rows.messages == every[0].messages
@@ -123,27 +125,27 @@ def all_meshes(work: Workload = WORK) -> list[Mesh]:
 
 def test_meshes_fit_and_are_all_that_do() -> None:
     """[PAR-4], against a search of every mesh of 12 ranks."""
-    found = meshes(CAPACITY, WORK, 12)
+    legal = meshes(CAPACITY, WORK, 12)
     every = [Mesh(d, f, t, p) for d in (1, 2, 3, 4) for f in (1, 2, 3, 4) for t in range(1, 13) for p in (1, 2, 4)]
-    assert set(found) == {m for m in every if m.size == 12 and m.data <= 4}
-    for mesh in found:
-        mesh.check(SMALL, WORK.count, WORK.samples)
+    assert set(legal) == {m for m in every if m.size == 12 and m.data <= 4}
+    for mesh in legal:
+        mesh.check(SMALL, WORK.tiles, WORK.samples)
 
 
 def test_meshes_hold_their_weights() -> None:
     """10 B in training: 16 bytes for each of 9.4e9 weights do not go into half of 64 GB."""
-    held = [scaling.held(Workload(storm_10b()), mesh) for mesh in (Mesh(), Mesh(fsdp=8), Mesh(tp=8))]
+    held = [model.weight_bytes(Workload(storm_10b()), mesh) for mesh in (Mesh(), Mesh(fsdp=8), Mesh(tp=8))]
     assert held[0] == pytest.approx(16 * 9.4e9, rel=0.02)
     assert held[1] == pytest.approx(held[0] / 8, rel=0.01)
     assert held[0] / 8 < held[2] < held[0]
-    found = meshes(CAPACITY, Workload(storm_10b()), 512)
-    assert found and all(mesh.fsdp * mesh.tp > 4 for mesh in found)
+    legal = meshes(CAPACITY, Workload(storm_10b()), 512)
+    assert legal and all(mesh.fsdp * mesh.tp > 4 for mesh in legal)
 
 
 def test_best_is_the_fastest() -> None:
-    found = best(Machine(), WORK, 8)
-    assert found.total == min(step(Machine(), WORK, mesh).total for mesh in meshes(CAPACITY, WORK, 8))
-    assert found.mesh.size == 8
+    fastest = best(Machine(), WORK, 8)
+    assert fastest.total == min(step(Machine(), WORK, mesh).total for mesh in meshes(CAPACITY, WORK, 8))
+    assert fastest.mesh.size == 8
 
 
 def test_best_invalid_no_mesh() -> None:
@@ -189,26 +191,26 @@ def test_efficiency_is_one_where_all_can_be_shared_out() -> None:
 
 
 def test_efficiency_falls_with_accelerators() -> None:
-    found = [efficiency(Machine(), Workload(storm_10m()), size) for size in scaling.SIZES]
-    assert found == sorted(found, reverse=True)
-    assert 0 < found[-1] < found[0] == 1
+    efficiencies = [efficiency(Machine(), Workload(storm_10m()), size) for size in model.SIZES]
+    assert efficiencies == sorted(efficiencies, reverse=True)
+    assert 0 < efficiencies[-1] < efficiencies[0] == 1
 
 
 def test_needed_gives_the_figure_it_is_asked_for() -> None:
-    knob = next(k for k in scaling.KNOBS if k.name == "peak attained")
+    knob = next(k for k in sensitivity.KNOBS if k.name == "peak attained")
     work = Workload(storm_10m())
-    value = scaling.needed(work, knob, 0.6)
+    value = sensitivity.needed(work, knob, 0.6)
     assert value is not None
     # Bisection leaves 12 / 2^12 of a power of two, and 2^0.003 is 1.002.
-    assert scaling.turned(work, knob, value / knob.default) == pytest.approx(0.6, abs=0.005)
-    assert scaling.needed(work, knob, 1.5) is None
+    assert sensitivity.turned(work, knob, value / knob.default) == pytest.approx(0.6, abs=0.005)
+    assert sensitivity.needed(work, knob, 1.5) is None
 
 
-@pytest.mark.parametrize("knob", scaling.KNOBS, ids=lambda knob: knob.name)
-def test_knobs_turn_from_the_defaults(knob: scaling.Knob) -> None:
+@pytest.mark.parametrize("knob", sensitivity.KNOBS, ids=lambda knob: knob.name)
+def test_knobs_turn_from_the_defaults(knob: sensitivity.Knob) -> None:
     """What is printed as the value is what the model has; twice of it is something else."""
     given = Machine(), Workload(storm_10m())
-    assert scaling.efficiency(*knob.turn(*given, knob.default)) == pytest.approx(scaling.efficiency(*given), rel=NEAR)
+    assert efficiency(*knob.turn(*given, knob.default)) == pytest.approx(efficiency(*given), rel=NEAR)
     assert knob.turn(*given, 2 * knob.default) != given
 
 
@@ -227,15 +229,15 @@ def test_machine_invalid(change: dict[str, float], told: str) -> None:
         Machine(**change)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["samples", "frames", "chunk", "tiles"])
+@pytest.mark.parametrize("name", ["samples", "frames", "chunk", "tiles_per_batch"])
 def test_workload_invalid_nothing(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         replace(WORK, **{name: 0})  # type: ignore[arg-type]
 
 
 def tables(first: str) -> list[list[str]]:
-    """The rows of the tables in the specification whose heading starts with `first`."""
-    lines, rows, inside = SPEC.read_text().splitlines(), [], False
+    """The rows of the tables in docs/scale.md whose heading starts with `first`."""
+    lines, rows, inside = PAGE.read_text().splitlines(), [], False
     for line in lines:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
         if not cells or cells[0] == first:
@@ -246,27 +248,27 @@ def tables(first: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_spec_quotes_what_the_command_finds(tmp_path: Path) -> None:
+def test_page_quotes_what_the_command_finds(tmp_path: Path) -> None:
     """In a process of its own, without checks of shapes: some twenty seconds instead of minutes."""
-    command = [sys.executable, "-m", "storm_ref.experiments.scaling", "--out", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, cwd=SPEC.parents[1])
-    found = json.loads((tmp_path / "scaling.json").read_text())["tables"]
-    assert tables("training") == found["training"]
-    assert tables("evaluation") == [row for row in found["evaluation"] if row[1] in ("512", "4,096", "32,768")]
-    assert tables("assumption") == found["sensitivities"]
-    assert tables("samples") == found["batches"]
+    arguments = [sys.executable, "-m", "storm_ref.experiments.scaling", "--out", str(tmp_path)]
+    subprocess.run(arguments, check=True, capture_output=True, cwd=PAGE.parents[1])
+    computed = json.loads((tmp_path / "scaling.json").read_text())["tables"]
+    assert tables("training") == computed["training"]
+    assert tables("evaluation") == [row for row in computed["evaluation"] if row[1] in ("512", "4,096", "32,768")]
+    assert tables("assumption") == computed["sensitivities"]
+    assert tables("samples") == computed["batches"]
 
 
-def test_spec_quotes_the_predictions() -> None:
+def test_page_quotes_the_predictions() -> None:
     """The same for the ends of the table, without waiting for the rest."""
     for name, config in (("10 M", storm_10m()), ("10 B", storm_10b())):
-        rows = scaling.prediction_rows({name: [best(Machine(), Workload(config), size) for size in (512, 32768)]})
+        rows = report.prediction_rows({name: [best(Machine(), Workload(config), size) for size in (512, 32768)]})
         assert [row for row in tables("training") if row[0] == name and row[1] in ("512", "32,768")] == rows
 
 
-def test_spec_names_the_machine() -> None:
+def test_page_names_the_machine() -> None:
     """Every default is in the text as the model has it."""
-    text, m = SPEC.read_text(), Machine()
+    text, m = PAGE.read_text(), Machine()
     for value in (m.peak / 1e12, m.attained, m.memory_bandwidth / 1e12, m.capacity / 1e9, m.node, m.overlap):
         assert f"| {value:g}" in text
     for level in (m.inside, m.between):
@@ -278,17 +280,17 @@ def test_spec_names_the_machine() -> None:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with fewer sizes and variants."""
-    monkeypatch.setattr(scaling, "SIZES", (512, 32768))
-    monkeypatch.setattr(scaling, "KNOBS", scaling.KNOBS[-2:-1])
-    monkeypatch.setattr(scaling, "BATCHES", (1024,))
+    monkeypatch.setattr(report, "SIZES", (512, 32768))
+    monkeypatch.setattr(report, "KNOBS", report.KNOBS[-2:-1])
+    monkeypatch.setattr(report, "BATCHES", (1024,))
 
 
 @pytest.mark.usefixtures("short")
 def test_main_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert scaling.main(["--out", str(tmp_path / "a" / "b")]) == 0
-    found = json.loads((tmp_path / "a" / "b" / "scaling.json").read_text())
-    steps: Sequence[dict[str, float]] = found["steps"]["10 M"]
-    assert found["samples"] == 512
+    assert command.main(["--out", str(tmp_path / "a" / "b")]) == 0
+    record = json.loads((tmp_path / "a" / "b" / "scaling.json").read_text())
+    steps: Sequence[dict[str, float]] = record["steps"]["10 M"]
+    assert record["samples"] == 512
     assert steps[-1]["total"] == best(Machine(), Workload(storm_10m()), 32768).total
     assert (tmp_path / "a" / "b" / "scaling.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
@@ -303,7 +305,7 @@ def test_main_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [("0", "--batch must be at least 1, got 0"), ("1", "no mesh of 32768 accelerators fits 1 samples")],
 )
 def test_main_invalid_batch(batch: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert scaling.main(["--out", str(tmp_path / "out"), "--batch", batch]) == 2
+    assert command.main(["--out", str(tmp_path / "out"), "--batch", batch]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -311,6 +313,6 @@ def test_main_invalid_batch(batch: str, told: str, tmp_path: Path, capsys: pytes
 @pytest.mark.usefixtures("short")
 def test_main_invalid_out_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").write_text("mine")
-    assert scaling.main(["--out", str(tmp_path / "out")]) == 2
+    assert command.main(["--out", str(tmp_path / "out")]) == 2
     assert "is a file, and results go to a folder" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"

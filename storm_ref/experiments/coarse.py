@@ -1,9 +1,9 @@
 """A coarse level for tiles: every tile also attends to G means of what lies outside it. An extension of ours.
 
-Outside the conforming core: neither the paper nor the normative chapters have it, T[D] of [TILE-6] is without it, and
-a port need not have it. Nothing is trained for it; a network's own weights serve.
+It is outside the specification: neither the paper nor the normative chapters have it, T[D] of [TILE-6] does without it,
+and a port need not have it. Nothing is trained for it: it uses a network's own weights.
 
-The grid of tokens is cut into G blocks J, as equal as they come, G fixed whatever the domain. First the means of the
+The grid of tokens is cut into G nearly equal blocks J, with G the same for every domain. First the means of the
 blocks go through the network among themselves, then every tile with them. With t the state tokens and m the memory
 tokens of the whole domain, n_J the tokens of block J, and LN as in [ATT-2]:
 
@@ -13,8 +13,8 @@ tokens of the whole domain, n_J the tokens of block J, and LN as in [ATT-2]:
     l = 1..L  x_i <- block_l(x_i, LN(m_i)), where self-attention sees the Y_J besides its own tokens, cross-attention
               the M_J besides its own memory, scores raised by ln m_iJ, m_iJ = tokens of J that tile i does not see
 
-One mean stands for so many equal tokens, and for none where the tile sees the whole block. Tiles are blended as in
-[TILE-6], and apart from the coarse pass know nothing of each other. With one tile, with G = N, or with tokens and
+A mean stands for as many equal tokens, and for none where the tile sees the whole block. Tiles are blended as in
+[TILE-6], and exchange nothing but the coarse pass. With one tile, with G = N, or with tokens and
 memory equal within each block, this is the untiled network to rounding. One evaluation costs that of its tiles,
 4 L G D multiply-adds for each of their tokens, the embedding of N tokens, and L blocks of G tokens: linear in N.
 """
@@ -44,7 +44,7 @@ Sources = tuple[Pair, Pair]  # those of self-attention, and those of cross-atten
 
 
 def blocks(rows: int, cols: int, shape: tuple[int, int]) -> Int[Tensor, " n"]:
-    """The block of each token, row-major: `shape` blocks along latitude and longitude, no more than there are tokens.
+    """The block of each token, row-major, with `shape` blocks along latitude and longitude, at most one a token.
 
     Raises ValueError for a shape without blocks.
     """
@@ -56,14 +56,14 @@ def blocks(rows: int, cols: int, shape: tuple[int, int]) -> Int[Tensor, " n"]:
 
 
 def pool(tokens: Float[Tensor, "b n d"], block: Int[Tensor, " n"]) -> Float[Tensor, "b g d"]:
-    """Mean of the tokens of each block."""
+    """The mean of the tokens of each block."""
     count = torch.bincount(block)
     total = tokens.new_zeros(tokens.shape[0], len(count), tokens.shape[2]).index_add(1, block, tokens)
     return total / count[:, None].to(tokens)
 
 
 def outside(seen: Int[Tensor, "t n"], block: Int[Tensor, " all"]) -> Int[Tensor, "t g"]:
-    """m_iJ: how many tokens of each block are not among those that each tile sees."""
+    """The numbers m_iJ of tokens of each block that are not among those each tile sees."""
     count = torch.bincount(block)
     inside = torch.zeros(len(seen), len(count), dtype=count.dtype)
     return count - inside.scatter_add(1, block[seen], torch.ones_like(seen))
@@ -97,9 +97,10 @@ def block_step(
     stands_for: Int[Tensor, "b m"],
     afar: Sources | None = None,
 ) -> tuple[Float[Tensor, "b n w"], Sources]:
-    """[ATT-3] on tokens x and LN(memory), with what is afar beside them if given; and the keys and values of its own.
+    """One block, [ATT-3], on tokens x and LN(memory), which attend also to the distant keys and values in `afar`.
 
-    stands_for: how many tokens each key stands for, its own first.
+    Returns the tokens and their own keys and values. `stands_for` is the number of tokens that each key stands for, own
+    keys first.
     """
     nine = layer.adaptive(F.silu(embedding)).chunk(9, -1)
     shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3, gate3 = nine
@@ -114,7 +115,7 @@ def block_step(
 
 
 def _beside(own: Pair, afar: Pair) -> Pair:
-    """Tiles of one batch share what is afar: own [t b a n d] tile-major, afar [b a g d]."""
+    """Append distant keys and values [b a g d], shared by the tiles of a batch, to own ones [t b a n d], tile-major."""
     times = len(own[0]) // len(afar[0])
     keys, values = (torch.cat([a, b.repeat(times, 1, 1, 1)], 2) for a, b in zip(own, afar, strict=True))
     return keys, values
@@ -127,7 +128,7 @@ def coarse_pass(
     condition: Condition,
     block: Int[Tensor, " n"],
 ) -> list[Sources]:
-    """The means through the network, among themselves: keys and values of Y_J and M_J, layer by layer; z is c_in x."""
+    """Pass the means through the network among themselves, with z = c_in x; returns keys and values of each layer."""
     batch = len(z)
     c = pool(network.embed(z, condition.static.to(z).expand(batch, -1, -1, -1), condition.position), block)
     memory = pool(_normalised(condition, z), block).expand(batch, -1, -1)
@@ -146,7 +147,7 @@ def _normalised(condition: Condition, like: Tensor) -> Tensor:
 def _tile_pass(
     network: Storm, z: Tensor, sigma: Tensor, told: Condition, stands_for: Tensor, sources: Sequence[Sources]
 ) -> Tensor:
-    """F of a batch of tiles that see the coarse level besides themselves."""
+    """F of a batch of tiles that also see the coarse level."""
     x = network.embed(z, told.static.to(z), told.position)
     memory, embedding = _normalised(told, z), network.embed_sigma(sigma)
     for layer, afar in zip(network.blocks, sources, strict=True):
@@ -163,10 +164,10 @@ def coarse_denoiser(
     shape: tuple[int, int],
     tiles_per_batch: int = 16,
 ) -> Denoise:
-    """D(x; s) of one analysis by tiles that see the coarse level too, `shape` blocks along latitude and longitude.
+    """The denoiser D(x; s) of one analysis by tiles that also see `shape` blocks along latitude and longitude.
 
     With `covariance.white(shape, sigma_d^2)` it has the preconditioning of [EDM-1]. Raises ValueError for windowed
-    attention, which is to see nothing from afar, and for a shape without blocks.
+    attention, which is meant to see nothing distant, and for a shape without blocks.
     """
     if network.config.window is not None:
         raise ValueError("windowed attention sees nothing beyond its window: a coarse level needs window = None")
@@ -201,7 +202,7 @@ def _tokens(tile: Tile, patch: tuple[int, int], cols: int) -> Int[Tensor, " n"]:
 def coarse_evaluation(
     c: StormConfig, tiling: Tiling, shape: tuple[int, int], members: int = 1, tiles_per_batch: int = 16
 ) -> Cost:
-    """One evaluation of `coarse_denoiser`, counted as [COST-1] has it: affine in the number of tiles and of tokens."""
+    """The cost of one evaluation of `coarse_denoiser`, [COST-1], which is affine in the numbers of tiles and tokens."""
     rows, cols = tiling.y.length // c.patch[0], tiling.x.length // c.patch[1]
     means = min(shape[0], rows) * min(shape[1], cols)
     embed = cost.state_tokens(c, members * rows * cols) + cost.position_code(c, rows * cols)

@@ -1,4 +1,4 @@
-"""The compressed memory without its tokens: the same numbers as chapter 2's equations, in a fraction of the work.
+"""The compressed memory without its tokens: the numbers of chapter 2's equations for a fraction of the work.
 
 A history token is affine in what it is made of ([TOK-5]): with f_kn the values of a patch, r_n its place and a_k the
 features of the frame's age, h_kn = E f_kn + P(r_n) + G a_k + b. Scores and values are linear in h, so that
@@ -10,11 +10,12 @@ and the softmax over k loses the shared part. With w_kna the weights of [MEM-2],
 
     m_n   = W_o concat_a( (W_v)_a [E sum_k w f_kn + G sum_k w a_k + P(r_n) + b] + b_v,a ) + b_o
 
-What streams is one weighted mean of values and of age features a head and place, by the online softmax of [MEM-3]:
-2 A (V + J) multiply-adds a token instead of D (V + 2 D + 2), V values a patch, 2 J age features. No token is ever made.
+What streams is one weighted mean of values and of age features for each head and place, by the online softmax of
+[MEM-3]: 2 A (V + J) multiply-adds a token instead of D (V + 2 D + 2), with V values a patch and 2 J age features. No
+token is ever made.
 
-Equal to `Storm.compress` to rounding. It rests on history tokens that are affine, which is our interpretation of the
-paper: a network with a nonlinear embedding of its past has no such form.
+The result equals `Storm.compress` to rounding. It relies on history tokens being affine, which is our interpretation of
+the paper: a network with a nonlinear embedding of its past has no such form.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ __all__ = ["FoldedMemory", "FoldedState"]
 
 @dataclass(frozen=True)
 class FoldedState:
-    """Running maximum and denominator [b, a, n], weighted sums of values [b, a, v, n] and of ages [b, a, j, n]."""
+    """The running maximum and denominator [b, a, n], and weighted sums of values [b, a, v, n] and ages [b, a, j, n]."""
 
     maximum: Tensor
     denominator: Tensor
@@ -41,22 +42,30 @@ class FoldedState:
 
 
 class FoldedMemory:
-    """A network's compression of history, folded; in the network's dtype, float32 at least. `block`: places at a time,
-    so that a chunk of frames stays in the processor's cache.
+    """A network's compression of history, folded, in the network's dtype or float32 where that is shorter.
+
+    It takes `block` places at a time, so that a chunk of frames stays in the processor's cache. Raises ValueError for a
+    block of no place.
     """
 
     def __init__(self, network: Storm, position: Float[Tensor, "rows cols p"], block: int = 4096) -> None:
         if block < 1:
             raise ValueError(f"a block is at least one place, got {block}")
-        memory, c = network.memory, network.config
-        self.config, self.rows, self.block = c, position.shape[0], block
+        memory = network.memory
+        c = network.config
+        self.config = c
+        self.rows = position.shape[0]
+        self.block = block
         self.dtype = torch.promote_types(memory.value.weight.dtype, torch.float32)
-        embed, age = network.embed_history.weight.double(), network.embed_age.weight.double()
+        embed = network.embed_history.weight.double()
+        age = network.embed_age.weight.double()
         key = rearrange(memory.key.weight.double(), "(a d) w -> a d w", a=c.heads)
         value = rearrange(memory.value.weight.double(), "(a d) w -> a d w", a=c.heads)
-        asks = torch.einsum("ad,adw->aw", memory.query.double(), key) / (c.width // c.heads) ** 0.5
-        self.score_values, self.score_ages = (self._detached(asks @ w) for w in (embed, age))
-        self.values, self.ages = (self._detached(value @ w) for w in (embed, age))
+        query_key = torch.einsum("ad,adw->aw", memory.query.double(), key) / (c.width // c.heads) ** 0.5  # u_a
+        self.score_values = self._detached(query_key @ embed)
+        self.score_ages = self._detached(query_key @ age)
+        self.values = self._detached(value @ embed)
+        self.ages = self._detached(value @ age)
         code = fourier_features(position.double(), c.position_octaves).flatten(0, 1)
         shared = code @ network.embed_position.weight.double().T + network.embed_history.bias.double()
         mixed = shared @ memory.value.weight.double().T + memory.value.bias.double()
@@ -68,13 +77,15 @@ class FoldedMemory:
 
     def start(self, batch: int = 1) -> FoldedState:
         """The state before any frame."""
-        heads, places = self.config.heads, len(self.shared)
-        v, j = self.score_values.shape[1], self.score_ages.shape[1]
-        empty = torch.zeros(batch, heads, 1, places, dtype=self.dtype)
+        heads = self.config.heads
+        places = len(self.shared)
+        zeros = torch.zeros(batch, heads, places, dtype=self.dtype)
         return FoldedState(
-            torch.full_like(empty[:, :, 0], -torch.inf), empty[:, :, 0].clone(),
-            empty.repeat(1, 1, v, 1), empty.repeat(1, 1, j, 1),
-        )  # fmt: skip
+            maximum=torch.full_like(zeros, -torch.inf),
+            denominator=zeros,
+            values=zeros.new_zeros(batch, heads, self.score_values.shape[1], places),
+            ages=zeros.new_zeros(batch, heads, self.score_ages.shape[1], places),
+        )
 
     @torch.no_grad()
     def update(
@@ -86,8 +97,8 @@ class FoldedMemory:
     ) -> FoldedState:
         """Stream a chunk of k frames into the state, as `Storm.compress_chunk` does; `age` in hours.
 
-        The state's tensors are changed in place, since they are most of what moves. Raises ValueError on ages that are
-        not in the past; RuntimeError of torch's on shapes that do not fit.
+        The state's tensors are changed in place, since they are most of what moves. Raises ValueError for ages that are
+        not in the past, and torch's RuntimeError for shapes that do not fit.
         """
         if past.shape[1] == 0:
             return state
@@ -102,7 +113,7 @@ class FoldedMemory:
         return state
 
     def _take(self, state: FoldedState, part: slice, fields: Tensor, bias: Tensor, code: Tensor) -> None:
-        """[MEM-3] for the places `part`."""
+        """Stream some frames into the places `part`, [MEM-3]."""
         score = self.score_values @ fields + bias  # b k a n
         before = state.maximum[..., part]
         maximum = torch.maximum(before, score.amax(1))
@@ -110,16 +121,17 @@ class FoldedMemory:
         weight = score.sub_(maximum[:, None]).exp_()
         state.maximum[..., part] = maximum
         state.denominator[..., part] = state.denominator[..., part] * keep + weight.sum(1)
-        values, ages = state.values[..., part], state.ages[..., part]
+        values = state.values[..., part]
+        ages = state.ages[..., part]
         values *= keep[:, :, None]
         ages *= keep[:, :, None]
-        for head in range(weight.shape[2]):  # sums over frames: a product elementwise is the fastest form of them here
+        for head in range(weight.shape[2]):  # sums over frames: elementwise products are their fastest form here
             values[:, head] += (weight[:, :, head, None] * fields).sum(1)
         ages += code.transpose(1, 2)[:, None] @ weight.transpose(1, 2)  # b a j n
 
     @torch.no_grad()
     def finish(self, state: FoldedState) -> Float[Tensor, "b rows cols d"]:
-        """One memory token a place, as `Storm.compress` returns them. Raises ValueError when no frame was taken."""
+        """The memory tokens as `Storm.compress` returns them. Raises ValueError when no frame was taken."""
         if bool((state.denominator == 0).any()):
             raise ValueError("the memory has seen no frame; give at least one past frame")
         share = 1 / state.denominator[:, :, None]

@@ -1,1 +1,1 @@
-"""`make bench`: linear cost on this machine, counted, timed and held in memory; what tiling costs in fidelity."""
+"""`make bench`: linear cost on this machine, counted, timed and held in memory, and what tiling costs in fidelity."""

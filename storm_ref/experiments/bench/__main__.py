@@ -1,6 +1,6 @@
-"""`python -m storm_ref.experiments.bench`: measure this machine. `... scale`: the long runs, which resume.
+"""`python -m storm_ref.experiments.bench` measures this machine; `... scale` makes the long runs, which resume.
 
-Leaves in --out: cost.json, fidelity.json, pictures, and index.html that shows them beside the paper's figures.
+Both leave in --out: cost.json, fidelity.json, pictures, and index.html that shows them beside the paper's figures.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Values = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts that are asked for; returns the exit code."""
+    """Run the parts that are asked for, and write the report; returns the exit code."""
     arguments = _parser().parse_args(argv)
     console = plain_console()
     try:
@@ -55,9 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m storm_ref.experiments.bench", description=(__doc__ or "").strip())
     parser.add_argument("command", nargs="?", choices=("all", "scale"), default="all", help="which runs (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="DIR", help="where results go")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--only", metavar="NAMES", default=None, help=f"of {', '.join(PARTS)}; of scale: {', '.join(scale.JOBS)}"
+        "--only",
+        metavar="NAMES",
+        default=None,
+        help=f"some of {', '.join(PARTS)}; with scale: {', '.join(scale.JOBS)}",
     )
     parser.add_argument(
         "--model",
@@ -65,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="trained weights whose fidelity is measured (default: the bundled ones)",
     )
-    parser.add_argument("--threads", type=int, default=machine.cores(), metavar="N", help="of the processor")
+    parser.add_argument("--threads", type=int, default=machine.cores(), metavar="N", help="number of CPU threads")
     return parser
 
 
@@ -78,13 +81,13 @@ def _names(given: str | None, known: Sequence[str]) -> list[str]:
 
 
 def _bench(arguments: argparse.Namespace, progress: Progress) -> None:
-    """Each part is added to cost.json when it is done; parts not asked for stay as they were."""
+    """Add each part to cost.json when it is done; parts that were not asked for stay as they were."""
     names = _names(arguments.only, list(PARTS))
     if "fidelity" in names:
         load(_model(arguments))  # refused now rather than after the other parts
     for name in names:
-        found = PARTS[name](arguments, progress)
-        values = _read(arguments.out / "cost.json") | found | {"machine": machine.describe(arguments.threads)}
+        results = PARTS[name](arguments, progress)
+        values = _read(arguments.out / "cost.json") | results | {"machine": machine.describe(arguments.threads)}
         _write(arguments.out / "cost.json", values)
 
 
@@ -103,15 +106,15 @@ def _growth(arguments: argparse.Namespace, progress: Progress) -> Values:
     sizes = [r["tokens"] for r in by["tiled"]]
     counted = timing.counted(timing.ten_million(depth=1), sizes)
     return {
-        **{f"exponent_{m}": timing.slope(rows) for m, rows in by.items()},
+        **{f"exponent_{m}": timing.time_exponent(rows) for m, rows in by.items()},
         **{f"counted_exponent_{m}": value for m, value in counted.items()},
         "growth": records,
     }
 
 
 def _dense(arguments: argparse.Namespace, progress: Progress) -> Values:
-    found = timing.ratio_to_dense(progress=progress)
-    return {"ratio_to_dense": found["ratio"], "dense": found}
+    comparison = timing.ratio_to_dense(progress=progress)
+    return {"ratio_to_dense": comparison["ratio"], "dense": comparison}
 
 
 def _sampler(arguments: argparse.Namespace, progress: Progress) -> Values:
@@ -142,14 +145,14 @@ def _history(arguments: argparse.Namespace, progress: Progress) -> Values:
 
 
 def _growth_of_peak(few: Values, most: Values) -> float:
-    """Before the denoise, which may well hold more than the memory did."""
+    """The growth of the peak before the denoise, which may well hold more than the memory did."""
     return float(most["peak_bytes_compress"] / few["peak_bytes_compress"] - 1)
 
 
 def _fidelity(arguments: argparse.Namespace, progress: Progress) -> Values:
-    found = fidelity.run(_model(arguments), progress=lambda label, done, total: progress(label, done, total, ""))
-    _write(arguments.out / "fidelity.json", found)
-    return {"fidelity": report.fidelity_headline(found)}
+    results = fidelity.run(arguments.model, progress=lambda label, done, total: progress(label, done, total, ""))
+    _write(arguments.out / "fidelity.json", results)
+    return {"fidelity": report.fidelity_headline(results)}
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace, Progress], Values]] = {
@@ -162,7 +165,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace, Progress], Values]] = {
 
 
 def _table(values: Values) -> Table:
-    """The figures that the project set itself, and what they are here."""
+    """A table of the project's aims and of what was measured here."""
     table = Table("figure", "here", "aim", title="linear cost, on this machine")
     for aim in report.AIMS:
         if aim.key in values:
@@ -175,8 +178,8 @@ def _table(values: Values) -> Table:
 def _read(path: Path) -> Values:
     if not path.exists():
         return {}
-    found: Values = json.loads(path.read_text())
-    return found
+    values: Values = json.loads(path.read_text())
+    return values
 
 
 def _write(path: Path, values: Values) -> None:

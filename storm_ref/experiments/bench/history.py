@@ -1,14 +1,14 @@
-"""History at length: K frames through the compressed memory and into one tiled denoise, each K in a process of its own.
+"""Long histories: K frames through the compressed memory and into one tiled denoise, each K in a process of its own.
 
-    form "folded"      workbench/folded.py: the same memory without its tokens
+    form "folded"      experiments/folded.py: the same memory without its tokens
     form "equations"   Storm.compress_chunk: every token is made, as [TOK-5] and [MEM-1] to [MEM-3] are written
     peak               the most physical memory the process ever held (VmHWM), libraries included
 
-    checkpoint         a long job may save its state aside now and then, and go on from there when it is started again
+    checkpoint         a long job may save its state from time to time, and resume from it when it is started again
 
-A process of its own, because a peak is never given back. Frames are those of a small bank of random fields, turned
-along longitude by their number, one an hour: making them costs a copy, which is in the time. What they hold does not
-matter to time or memory, and the tests of equality are elsewhere.
+Each job needs its own process because the peak of a process never falls. Frames are taken from a small bank of random
+fields and turned along longitude by their number, one an hour: making them costs a copy, which the time includes. Their
+values do not matter to time or memory; equality is tested elsewhere.
 """
 
 import json
@@ -60,8 +60,9 @@ _KIND = "storm-ref history 1"
 
 @dataclass(frozen=True)
 class Job:
-    """K frames on a grid of one token a point, streamed `chunk` at a time in one of FORMS. Raises ValueError for other
-    forms and for a grid that tiles do not fit.
+    """K frames on a grid of one token a point, streamed `chunk` at a time in one of FORMS.
+
+    Raises ValueError for other forms and for a grid that tiles do not fit.
     """
 
     frames: int
@@ -79,7 +80,7 @@ class Job:
 
     @property
     def tiling(self) -> Tiling:
-        """Tiles of the one denoise: 48 x 48 tokens inside, where the grid has room for several."""
+        """The tiles of the denoise: 48 x 48 tokens in the interior, where the grid has room for several."""
         core = tuple(min(CORE, n) for n in self.grid)
         if self.grid[1] < CORE + 2 * HALO:
             core = (core[0], self.grid[1])
@@ -87,14 +88,15 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """K N, the tokens of history."""
+        """The number of tokens of history, K N."""
         return self.frames * self.grid[0] * self.grid[1]
 
 
 def peak_bytes() -> int:
-    """The most physical memory that this process held so far.
+    """The most physical memory that this process has held so far.
 
-    From the kernel's own page where there is one: getrusage also counts what the parent held when it started us.
+    It is read from the kernel's status page where there is one, since getrusage also counts what the parent held when
+    it started this process.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -105,7 +107,7 @@ def peak_bytes() -> int:
 
 
 class History:
-    """K frames, the newest first: number k is k + 1 hours old. Constant fields are shared by all."""
+    """K frames, the newest first: number k is k + 1 hours old. All share the same constant fields."""
 
     def __init__(self, c: StormConfig, grid: tuple[int, int], seed: int = 0) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -116,7 +118,7 @@ class History:
         self.position = sphere_position(self.latitude, self.longitude, (1, 1))
 
     def chunk(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Past frames, their static fields and ages, numbers `first` to `last` - 1; batch 1."""
+        """Past frames, static fields and ages of the frames `first` to `last` - 1, as a batch of 1."""
         number = torch.arange(first, last)
         turn = number // BANK
         frames = [self.bank[number[turn == t] % BANK].roll(t, -1) for t in range(first // BANK, (last - 1) // BANK + 1)]
@@ -131,12 +133,16 @@ class Streamer(Protocol):
     state: Any
     kind: type[FoldedState] | type[MemoryState]
 
-    def take(self, past: Tensor, static: Tensor, age: Tensor) -> None: ...
+    def take(self, past: Tensor, static: Tensor, age: Tensor) -> None:
+        """Take some past frames, with their static fields and ages."""
 
-    def finish(self) -> Tensor: ...
+    def finish(self) -> Tensor:
+        """The memory tokens of all frames taken."""
 
 
 class _Folded:
+    """The memory without its tokens."""
+
     kind: type[FoldedState] | type[MemoryState] = FoldedState
 
     def __init__(self, network: Storm, history: History) -> None:
@@ -151,7 +157,7 @@ class _Folded:
 
 
 class _Equations:
-    """A few frames at a time: the tokens of a chunk are what it holds at most."""
+    """The memory as its equations are written, a few frames at a time: at most their tokens exist at once."""
 
     kind: type[FoldedState] | type[MemoryState] = MemoryState
 
@@ -173,7 +179,7 @@ class _Equations:
 
 
 def streamer(form: str, network: Storm, history: History) -> Streamer:
-    """A memory of one of FORMS."""
+    """A memory in one of FORMS that is ready to take frames."""
     return _Folded(network, history) if form == "folded" else _Equations(network, history)
 
 
@@ -192,21 +198,23 @@ def denoise_once(network: Storm, memory: Tensor, history: History, tiling: Tilin
 
 
 def settings(job: Any) -> dict[str, Any]:
-    """What makes a job another one, as JSON has it: everything but the number of threads."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(job)))
-    del found["threads"]
-    return found
+    """The fields that tell one job from another, as JSON has them: all but the number of threads."""
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(job)))
+    del fields["threads"]
+    return fields
 
 
 class Checkpoint:
-    """A streamed state on disk: how many frames it has taken, in how many seconds, with what peak. None: nowhere."""
+    """A streamed state on disk with its frames, seconds and peak so far. Without a path nothing is kept."""
 
     def __init__(self, path: Path | None, job: Job) -> None:
-        self.path, self.job = path, settings(job)
-        self.every, self.saved = 30.0, time.perf_counter()
+        self.path = path
+        self.job = settings(job)
+        self.every = 30.0
+        self.saved = time.perf_counter()
 
     def load(self, memory: Streamer) -> tuple[int, float, int]:
-        """Frames, seconds and peak bytes so far. Raises ValueError when the file is another job's."""
+        """Restore the state; returns frames, seconds and peak bytes so far. Raises ValueError for another job."""
         if self.path is None or not self.path.exists():
             return 0, 0.0, 0
         tensors, about = read_tensors(self.path, _KIND)
@@ -216,7 +224,7 @@ class Checkpoint:
         return about["frames"], about["seconds"], about["peak_bytes"]
 
     def save(self, memory: Streamer, frames: int, seconds: float, peak: int, always: bool = False) -> None:
-        """Write the state, unless the last one is fresh (`every` seconds)."""
+        """Write the state, unless the last one is less than `every` seconds old."""
         if self.path is None or (time.perf_counter() - self.saved < self.every and not always):
             return
         about = {"job": self.job, "frames": frames, "seconds": seconds, "peak_bytes": peak}
@@ -225,7 +233,7 @@ class Checkpoint:
 
 
 def _stream(job: Job, memory: Streamer, history: History, checkpoint: Checkpoint) -> tuple[float, int]:
-    """Take all frames that the checkpoint lacks: seconds and peak of all processes that had a part in it."""
+    """Take all frames that the checkpoint lacks; returns seconds and peak of all processes that took part."""
     at, before, peak = checkpoint.load(memory)
     start = time.perf_counter()
     with torch.no_grad():
@@ -233,14 +241,15 @@ def _stream(job: Job, memory: Streamer, history: History, checkpoint: Checkpoint
             last = min(at + job.chunk, job.frames)
             memory.take(*history.chunk(at, last))
             at = last
-            seconds, peak = before + time.perf_counter() - start, max(peak, peak_bytes())
+            seconds = before + time.perf_counter() - start
+            peak = max(peak, peak_bytes())
             checkpoint.save(memory, at, seconds, peak, always=at == job.frames)
             speak({"frames": at})
     return before + time.perf_counter() - start, peak
 
 
 def work(job: Job, path: Path | None = None) -> dict[str, Any]:
-    """The job in this process: its record."""
+    """Do the job in this process; returns its record."""
     torch.set_num_threads(job.threads)
     network = generic_network(ten_million())
     history = History(network.config, job.grid)
@@ -251,29 +260,32 @@ def work(job: Job, path: Path | None = None) -> dict[str, Any]:
     peak = max(peak, peak_bytes())
     denoise = denoise_once(network, tokens, history, job.tiling)
     return asdict(job) | {
-        "tokens": job.tokens, "seconds_compress": compress, "seconds_denoise": denoise,
+        "tokens": job.tokens,
+        "seconds_compress": compress,
+        "seconds_denoise": denoise,
         "peak_bytes_compress": peak,
         "peak_bytes": max(peak, peak_bytes()),
-        "tokens_per_s": job.tokens / (compress + denoise), "tokens_per_s_compress": job.tokens / compress,
-    }  # fmt: skip
+        "tokens_per_s": job.tokens / (compress + denoise),
+        "tokens_per_s_compress": job.tokens / compress,
+    }
 
 
 def run(job: Job, progress: Callable[[int], None] | None = None, checkpoint: Path | None = None) -> dict[str, Any]:
-    """The job in a process of its own: its record. Raises RuntimeError with what the process said when it fails."""
+    """Do the job in a process of its own; returns its record. Raises RuntimeError with its errors when it fails."""
     arguments = [json.dumps(asdict(job)), *([] if checkpoint is None else [str(checkpoint)])]
     return listen("storm_ref.experiments.bench.history", arguments, progress)
 
 
 def listen(module: str, arguments: list[str], progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Run a module that says how many frames it has taken, line by line, and last its record, which has a peak.
+    """Run a module that prints how many frames it has taken, line by line, and at last its record, which has a peak.
 
-    Raises RuntimeError with what it said of errors when it fails or says no record.
+    Returns the record. Raises RuntimeError with what it printed on stderr when it fails or prints no record.
     """
     last: dict[str, Any] = {}
     # Errors go to a file: a pipe that nobody reads would fill and stop the process.
     with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=said) as process,
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=errors) as process,
     ):
         try:
             for last in _lines(process.stdout):
@@ -283,15 +295,15 @@ def listen(module: str, arguments: list[str], progress: Callable[[int], None] | 
             process.kill()
             raise
         code = process.wait()
-        said.seek(0)
-        error = said.read().strip() or "it said nothing"
+        errors.seek(0)
+        error = errors.read().strip() or "it said nothing"
     if code or "peak_bytes" not in last:
         raise RuntimeError(f"{module} {arguments[0]} ended with exit code {code}: {error}")
     return last
 
 
 def speak(line: dict[str, Any]) -> None:
-    """Say one line to the process that listens."""
+    """Print one line for the process that listens."""
     print(json.dumps(line), flush=True)
 
 
@@ -301,7 +313,7 @@ def _lines(stream: Any) -> Iterator[dict[str, Any]]:
 
 
 def sweep(jobs: list[Job], progress: Progress | None = None) -> list[dict[str, Any]]:
-    """One record a job, one after another."""
+    """Run some jobs, one after another; returns a record of each."""
     records = []
     for job in jobs:
         label = f"history: {job.frames:,} frames, {job.form}"
@@ -316,5 +328,5 @@ def sweep(jobs: list[Job], progress: Progress | None = None) -> list[dict[str, A
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    found = work(Job(**given | {"grid": tuple(given["grid"])}), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
-    speak(found)
+    checkpoint_path = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    speak(work(Job(**given | {"grid": tuple(given["grid"])}), checkpoint_path))

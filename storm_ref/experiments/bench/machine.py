@@ -1,4 +1,4 @@
-"""What machine the figures are of, in words that name no place."""
+"""The machine that was measured, described without its name or place."""
 
 import os
 import platform
@@ -11,12 +11,12 @@ __all__ = ["cores", "describe", "memory_bytes"]
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Physical memory."""
+    """The size of physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -31,7 +31,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """Processor, memory and versions."""
+    """The processor, its memory, and the versions of what runs on it."""
     return {
         "processor": _processor(),
         "cores": cores(),

@@ -69,13 +69,13 @@ def _by_sigma(axis: Axes, records: Sequence[Record], x: str, y: str, **line: Any
 
 
 def sizes(about: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """What `fidelity.run` says of the grid of one part: generic weights have several grids."""
-    said: Mapping[str, Any] = about["about"]
-    return said if "core" in said else next(v for k, v in said.items() if part in k)
+    """The sizes of the grid of one part of `fidelity.run`: generic weights have several grids."""
+    grids: Mapping[str, Any] = about["about"]
+    return grids if "core" in grids else next(v for k, v in grids.items() if part in k)
 
 
 def _widest(records: Sequence[Record]) -> list[Record]:
-    """Of each halo and sigma the record with the widest blend."""
+    """The record with the widest blend, for each halo and sigma."""
     best: dict[tuple[float, float], Record] = {}
     for r in records:
         key = (r["halo"], r["sigma"])
@@ -84,10 +84,10 @@ def _widest(records: Sequence[Record]) -> list[Record]:
     return list(best.values())
 
 
-def halo(found: Mapping[str, Any]) -> Figure:
+def halo(measured: Mapping[str, Any]) -> Figure:
     """Error of one tiled evaluation against the halo, generic and trained weights, and against cost."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
-    for row, (name, about) in zip(axes, found.items(), strict=True):
+    for row, (name, about) in zip(axes, measured.items(), strict=True):
         core = max(sizes(about, "halo")["core"])
         # A halo that covers the domain leaves rounding alone, which a logarithmic axis should not run down to.
         records = [{**r, "cores": r["halo"] / core} for r in _widest(about["halo"]) if r["relative"] > 1e-5]
@@ -96,7 +96,7 @@ def halo(found: Mapping[str, Any]) -> Figure:
         row[1].axvline(1, color=TRUTH, lw=0.8, ls="--")
         for axis in row:
             axis.set_yscale("log")
-        _style(row[0], xlabel="halo (cores)", ylabel="error / what the network says", title=f"{name} weights")
+        _style(row[0], xlabel="halo (cores)", ylabel="error / contribution of the network", title=f"{name} weights")
         _style(row[1], xlabel="multiply-adds / those of the untiled network", ylabel="", title=f"{name} weights")
         row[1].set_xscale("log")
     lines, labels = axes[0, 0].get_legend_handles_labels()
@@ -107,10 +107,10 @@ def halo(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def sampled(found: Mapping[str, Any]) -> Figure:
+def sampled(measured: Mapping[str, Any]) -> Figure:
     """Difference of sampled fields against the number of steps."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
-    for axis, (name, about) in zip(axes, found.items(), strict=True):
+    for axis, (name, about) in zip(axes, measured.items(), strict=True):
         records = about["sampled"]
         cuts = sorted({(r["halo"], r["blend"]) for r in records if r["method"] == "every evaluation"})
         for (h, b), colour, marker in zip(cuts, COLOURS, MARKERS, strict=False):
@@ -119,9 +119,15 @@ def sampled(found: Mapping[str, Any]) -> Figure:
                 label = f"halo {h}, blend {b}" + (", blended once" if method == "once" else "")
                 fill = "full" if style else "none"
                 axis.plot(
-                    [r["steps"] for r in rows], [r["relative"] for r in rows], color=colour, marker=marker, ls=style,
-                    fillstyle=fill, ms=6 if style else 10, label=label if rows else None,
-                )  # fmt: skip
+                    [r["steps"] for r in rows],
+                    [r["relative"] for r in rows],
+                    color=colour,
+                    marker=marker,
+                    ls=style,
+                    fillstyle=fill,
+                    ms=6 if style else 10,
+                    label=label if rows else None,
+                )
         rows = [r for r in records if r["method"] == "untiled" and r["relative"] > 0]
         axis.plot(
             [r["steps"] for r in rows], [r["relative"] for r in rows], color=TRUTH, ls=":", label="untiled: steps"
@@ -161,7 +167,7 @@ def fields(about: Mapping[str, Any], title: str) -> Figure:
 
 
 def cone(about: Mapping[str, Any], title: str) -> Figure:
-    """What one point hears from each tile, more evaluations before the end from panel to panel."""
+    """The response of one point to noise in each tile, with one more evaluation before the end in each panel."""
     maps = about["cone"]["maps"]
     count = len(maps["tiled"])
     figure, axes = plt.subplots(2, count, figsize=(2.3 * count + 1, 3.4), layout="constrained", squeeze=False)
@@ -172,50 +178,61 @@ def cone(about: Mapping[str, Any], title: str) -> Figure:
             image = axis.imshow(shown, vmin=-8, vmax=0, cmap="cividis", interpolation="nearest")
             axis.set_facecolor("#ffffff")
             axis.set(xticks=[], yticks=[], title=f"{k + 1} before" if name == "tiled" else "")
-        row[0].set_ylabel(name)
-    figure.colorbar(image, ax=axes, label="log10 of the answer (standard deviations)")
+        row[0].set_ylabel(f"{name}\nrow of tiles")
+    for axis in axes[-1]:
+        axis.set_xlabel("column of tiles")
+    figure.colorbar(image, ax=axes, label="log10 of the response\n(standard deviations)")
     figure.suptitle(
-        f"{title}: what one point hears of noise in each tile, 1, 2, ... evaluations before (white: nothing)"
+        f"{title}: response of one point to noise in each tile,\nby the evaluations before the end (white: none)"
     )
     return figure
 
 
-def reach(found: Mapping[str, Any]) -> Figure:
-    """The answer against distance, at the first evaluation of the sampler: how much arrives from afar."""
+def reach(measured: Mapping[str, Any]) -> Figure:
+    """The response against distance, one evaluation before the end and at the first: how much arrives from afar."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for axis, (name, about) in zip(axes, found.items(), strict=True):
+    for axis, (name, about) in zip(axes, measured.items(), strict=True):
         for kind, colour, marker in zip(("tiled", "untiled"), COLOURS, MARKERS, strict=False):
             records = about["cone"]["records"][kind]
             steps = sorted({r["k"] for r in records})
             for k, style in ((steps[0], ":"), (steps[-1], "-")):
                 rows = [r for r in records if r["k"] == k and r["reached"]]
                 axis.semilogy(
-                    [r["distance"] for r in rows], [r["answer"] for r in rows], color=colour, marker=marker, ls=style,
+                    [r["distance"] for r in rows],
+                    [r["answer"] for r in rows],
+                    color=colour,
+                    marker=marker,
+                    ls=style,
                     label=f"{kind}, {k} evaluation{'s' if k > 1 else ''}",
-                )  # fmt: skip
+                )
         _style(axis, xlabel="distance (tiles)", title=f"{name} weights")
         axis.legend(fontsize="small")
-    axes[0].set_ylabel("largest answer to noise of one point\n(standard deviations)")
+    axes[0].set_ylabel("largest response to noise of one point\n(standard deviations)")
     figure.suptitle("How much arrives from far away")
     return figure
 
 
-def seams(found: Mapping[str, Any]) -> Figure:
-    """Steps between neighbours by their place in the core, sampled fields, over those of the untiled field."""
+def seams(measured: Mapping[str, Any]) -> Figure:
+    """Steps between neighbours of sampled fields by their place in the core, over those of the untiled field."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for axis, (name, about) in zip(axes, found.items(), strict=True):
+    for axis, (name, about) in zip(axes, measured.items(), strict=True):
         rows = [r for r in about["seams"] if r["sigma"] is None and r["along"] == "x" and r["method"] == "tiled"]
         for r, colour, marker in zip(rows, COLOURS, MARKERS, strict=False):
             places = range(len(r["over_untiled"]))
             label = f"halo {r['halo']}, blend {r['blend']}"
             axis.errorbar(
-                places, r["over_untiled"], yerr=r["over_untiled_error"], color=colour, marker=marker, capsize=3,
+                places,
+                r["over_untiled"],
+                yerr=r["over_untiled_error"],
+                color=colour,
+                marker=marker,
+                capsize=3,
                 label=label,
-            )  # fmt: skip
+            )
         axis.axhline(1, color=TRUTH, lw=0.8, ls="--")
         _style(axis, xlabel="place of the step in the core (points; 0: across the boundary)", title=f"{name} weights")
         if rows:
             axis.legend()
     axes[0].set_ylabel("step between neighbours,\ntiled / untiled (RMS)")
-    figure.suptitle("Seams in the gradient of sampled fields (1: none), mean over members with its standard error")
+    figure.suptitle("Seams in sampled fields (1: none), mean over members with its standard error")
     return figure

@@ -1,4 +1,4 @@
-"""index.html: the figures beside their aims and beside the paper's, and the pictures, all drawn from the JSON."""
+"""The page index.html: figures beside their aims and the paper's, and pictures, all made from the JSON files."""
 
 import html
 import json
@@ -19,7 +19,7 @@ Row = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class Aim:
-    """A figure of cost.json and what it should be: `words` say the aim, `met` judges a value, `form` prints one."""
+    """An aim for a figure of cost.json: `words` state it, `met` judges a value, and `form` prints one."""
 
     key: str
     text: str
@@ -28,7 +28,7 @@ class Aim:
     form: str = "{:.3f}"
 
     def show(self, value: int | float) -> str:
-        """The value as readers want it."""
+        """The value in the form for readers."""
         return self.form.format(value)
 
 
@@ -45,10 +45,10 @@ AIMS = (
 )
 
 
-def fidelity_headline(found: Values) -> dict[str, Any]:
-    """A few numbers of fidelity.json: the sampled field with the most steps, by subject, halo and blend."""
+def fidelity_headline(measured: Values) -> dict[str, Any]:
+    """A few numbers of fidelity.json: the fields sampled with the most steps, by subject, halo and blend."""
     result: dict[str, Any] = {}
-    for name, about in found.items():
+    for name, about in measured.items():
         rows = [r for r in about["sampled"] if r["method"] == "every evaluation"]
         most = max(r["steps"] for r in rows)
         result[name] = [
@@ -58,7 +58,7 @@ def fidelity_headline(found: Values) -> dict[str, Any]:
 
 
 def scale_records(folder: Path) -> dict[str, Values]:
-    """The records of long runs that are there."""
+    """The records of the long runs that were made."""
     return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "scale").glob("*.json"))}
 
 
@@ -85,13 +85,13 @@ def _domain_row(record: Values) -> str:
 
 _SAMPLE = "theirs is a sample on their accelerators; ours one evaluation of the 10 M network on the processor above"
 _FOLDED = (
-    "the memory of this specification folds into means a head and place (workbench/folded.py), which theirs may not; "
-    "with every token made it runs at {:,.0f} tokens/s"
+    "the memory of this specification folds into means for each head and place (experiments/folded.py), which theirs "
+    "may not; with every token made it runs at {:,.0f} tokens/s"
 )
 
 
 def paper_table(values: Values, scale: Mapping[str, Values]) -> list[Row]:
-    """(what, the paper's figure, here, what differs)."""
+    """Rows of the experiment, the paper's figure, the one measured here, and what differs."""
     rows: list[Row] = []
     if "history" in values:
         at = {(r["frames"], r["form"]): r for r in values["history"]}
@@ -145,7 +145,7 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: #f
 
 
 def _draw(folder: Path, values: Values, fidelity: Values) -> list[tuple[str, str]]:
-    """Make the pictures: (file, caption)."""
+    """Make the pictures; returns the file name and the caption of each."""
     made: list[tuple[str, str]] = []
 
     def keep(name: str, figure: Any, caption: str) -> None:
@@ -160,7 +160,11 @@ def _draw(folder: Path, values: Values, fidelity: Values) -> list[tuple[str, str
     if fidelity:
         keep("halo", pictures.halo(fidelity), "Error of one tiled evaluation against halo and cost.")
         keep("sampled", pictures.sampled(fidelity), "Sampled fields against the number of sampler steps.")
-        keep("seams", pictures.seams(fidelity), "Seams in the gradient of sampled fields.")
+        keep(
+            "seams",
+            pictures.seams(fidelity),
+            "Seams: steps between neighbours of sampled fields.",
+        )
         keep("reach", pictures.reach(fidelity), "How much of distant noise arrives.")
         for name, about in fidelity.items():
             title = f"{name} weights"
@@ -187,17 +191,23 @@ def _aims(values: Values) -> str:
 def _coarse(fidelity: Values) -> str:
     rows = [
         (
-            name, str(r["halo"]), "sampled field" if r["sigma"] is None else f"{r['sigma']:g}",
-            f"{r['tiled']:.2e}", f"{r['coarse']:.2e}", f"{r['gain']:+.0%}", f"{r['coarse_cost'] / r['tiled_cost']:.2f}",
+            name,
+            str(r["halo"]),
+            "sampled field" if r["sigma"] is None else f"{r['sigma']:g}",
+            f"{r['tiled']:.2e}",
+            f"{r['coarse']:.2e}",
+            f"{r['gain']:+.0%}",
+            f"{r['coarse_cost'] / r['tiled_cost']:.2f}",
         )
-        for name, about in fidelity.items() for r in about["coarse"]
-    ]  # fmt: skip
+        for name, about in fidelity.items()
+        for r in about["coarse"]
+    ]
     head = ("weights", "halo", "noise level", "tiled: error", "with coarse level", "gain", "cost / tiled")
     return f"<table>{_cells(head, 'th')}{''.join(map(_cells, rows))}</table>"
 
 
 def write(folder: Path, values: Values, fidelity: Values, scale: Mapping[str, Values]) -> None:
-    """index.html and its pictures, of whatever parts there are."""
+    """Write index.html and its pictures, with the parts that were measured."""
     figures = "".join(
         f'<figure><img src="{name}" alt="{html.escape(text)}"><figcaption>{html.escape(text)}</figcaption></figure>'
         for name, text in _draw(folder, values, fidelity)

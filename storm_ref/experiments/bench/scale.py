@@ -1,4 +1,4 @@
-"""Long runs at the paper's scales: histories of up to 20 billion tokens, and single frames larger than memory likes.
+"""Long runs at the paper's scales: histories of up to 20 billion tokens, and single frames larger than memory.
 
     frames      177,500 frames of 3,584 tokens, the paper's longest history (Table III, 635 M tokens)
     tokens      610,352 frames of 32,768 tokens: 20.0 billion, the paper's largest run (Table III, on 128 GPUs)
@@ -6,7 +6,7 @@
     era5        one frame on ERA5's grid, one token a point, out of core: the 10 M network
     domain      one frame of 3,800 x 7,600 points, an eighth of the paper's largest along each axis: the tiny network
 
-Histories end in one tiled denoise. Each run is a process of its own, which can be stopped and started again: it goes on
+Histories end in one tiled denoise. Each run is a process of its own, which can be stopped and started again: it resumes
 from its last checkpoint, and keeps its record when it is done.
 """
 
@@ -45,10 +45,10 @@ _STEPS = 10_000  # into which a domain's work is counted for the bar
 
 @dataclass(frozen=True)
 class DomainJob:
-    """One frame, and one past frame, on a globe of one token a point, denoised once from disk to disk.
+    """One frame and one past frame on a globe of one token a point, denoised once from disk to disk.
 
-    core, halo, blend: of its tiles, along both axes, in points. Raises ValueError for an unknown preset and for tiles
-    that do not fit.
+    core, halo and blend are those of its tiles along both axes, in points. Raises ValueError for an unknown preset and
+    for tiles that do not fit.
     """
 
     grid: tuple[int, int]
@@ -66,12 +66,12 @@ class DomainJob:
 
     @property
     def chunk(self) -> int:
-        """Points of a chunk of the stores, along each axis: a tile meets few of them, and they are few."""
+        """Points of a chunk of the stores along each axis, such that chunks are few and a tile meets few of them."""
         return 2 * self.core
 
     @property
     def tiling(self) -> Tiling:
-        """The tiles."""
+        """The tiles of the denoise."""
         return Tiling.of(self.grid, (self.core,) * 2, (self.halo,) * 2, (self.blend,) * 2, periodic=True)
 
 
@@ -85,7 +85,7 @@ JOBS: Mapping[str, Job | DomainJob] = {
 
 
 def work(job: DomainJob, folder: Path) -> dict[str, Any]:
-    """The job in this process: its record. Everything it needs and leaves lies in `folder`."""
+    """Do the job in this process; returns its record. All that it needs and leaves lies in `folder`."""
     torch.set_num_threads(job.threads)
     network = generic_network(PRESETS[job.preset]())
     clock = _Clock(folder / "clock.json")
@@ -101,21 +101,29 @@ def work(job: DomainJob, folder: Path) -> dict[str, Any]:
 
     if not clock.done("compress"):
         out_of_core.compress(
-            network, past, static, torch.ones(1, dtype=torch.float64), latitude, longitude, arrays["memory"],
-            folder / "compress", job.chunk, progress=clock.progress("compress", 0.0, 0.05),
-        )  # fmt: skip
+            network,
+            past,
+            static,
+            ages=torch.ones(1, dtype=torch.float64),
+            latitude=latitude,
+            longitude=longitude,
+            out=arrays["memory"],
+            folder=folder / "compress",
+            rows=job.chunk,
+            progress=clock.progress("compress", 0.0, 0.05),
+        )
         clock.finish("compress")
     domain = out_of_core.Domain(arrays["state"], static, arrays["memory"], latitude, longitude, True)
     if not clock.done("denoise"):
         out_of_core.denoise(
             network,
             domain,
-            1.0,
-            job.tiling,
-            arrays["out"],
-            folder / "denoise",
-            job.tiles_per_batch,
-            clock.progress("denoise", 0.05, 0.95),
+            sigma=1.0,
+            tiling=job.tiling,
+            out=arrays["out"],
+            folder=folder / "denoise",
+            tiles_per_batch=job.tiles_per_batch,
+            progress=clock.progress("denoise", 0.05, 0.95),
         )
         clock.finish("denoise")
     return _record(job, network, arrays["out"], clock)
@@ -141,24 +149,24 @@ def _record(job: DomainJob, network: Storm, out: Any, clock: "_Clock") -> dict[s
 
 
 def _arrays(job: DomainJob, c: StormConfig, folder: Path) -> dict[str, zarr.Array[Any]]:
-    """Stores, made when they are not there."""
+    """The stores, made when they do not exist yet."""
     kinds = {
         "state": ((c.channels, *job.grid), "float64"),
         "static": ((c.static_channels, *job.grid), "float32"),
         "memory": ((*job.grid, c.width), "float32"),
         "out": ((c.channels, *job.grid), "float64"),
     }
-    found = {}
+    arrays = {}
     for name, (shape, dtype) in kinds.items():
         path = folder / f"{name}.zarr"
         chunks = [job.chunk if size in job.grid else size for size in shape]
-        made = path.exists()
-        found[name] = out_of_core.open_array(path) if made else out_of_core.create(path, shape, chunks, dtype)
-    return found
+        exists = path.exists()
+        arrays[name] = out_of_core.open_array(path) if exists else out_of_core.create(path, shape, chunks, dtype)
+    return arrays
 
 
 def _fill(array: zarr.Array[Any], name: str, band: int, clock: "_Clock") -> None:
-    """Standard normal numbers, keyed by array and band of rows."""
+    """Fill a store with standard normal numbers, keyed by array and band of rows."""
     if clock.done(name):
         return
     for top in range(0, array.shape[1], band):
@@ -169,10 +177,11 @@ def _fill(array: zarr.Array[Any], name: str, band: int, clock: "_Clock") -> None
 
 
 class _Clock:
-    """What is done, in how many seconds, and the highest peak: in a file, so that a run stopped goes on counting."""
+    """The finished parts of a job, their seconds and the highest peak, in a file that a resumed run reads."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.since = path, time.perf_counter()
+        self.path = path
+        self.since = time.perf_counter()
         kept: dict[str, Any] = {"seconds": {}, "finished": [], "peak": 0}
         if path.exists():
             kept = json.loads(path.read_text())
@@ -181,12 +190,12 @@ class _Clock:
         self.peak: int = kept["peak"]
 
     def done(self, name: str) -> bool:
-        """Whether it is; if not, its time begins."""
+        """True if this part is finished; if not, its time begins."""
         self.since = time.perf_counter()
         return name in self.finished
 
     def progress(self, name: str, start: float, share: float) -> Callable[[int, int], None]:
-        """For a run that counts its steps: says how far the job is, of which it is a share."""
+        """A callback for a part that counts its steps: it reports how far the job is, of which the part is a share."""
 
         def advance(done: int, total: int) -> None:
             self._note(name)
@@ -195,24 +204,29 @@ class _Clock:
         return advance
 
     def finish(self, name: str) -> None:
+        """Record that this part is finished."""
         self.finished.append(name)
         self._note(name)
 
     def _note(self, name: str) -> None:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.since
-        self.since, self.peak = now, max(self.peak, peak_bytes())
+        self.since = now
+        self.peak = max(self.peak, peak_bytes())
         with replacing(self.path) as part:
             part.write_text(json.dumps({"seconds": self.seconds, "finished": self.finished, "peak": self.peak}))
 
 
 def run(name: str, job: Job | DomainJob, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """The record of one job, from `folder` when it is there; the stores of a domain are removed when it is done."""
+    """Do one job unless its record is in `folder`; returns the record. A domain's stores are removed when it is done.
+
+    Raises ValueError when the record is that of another job.
+    """
     kept = folder / f"{name}.json"
     if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text())
-        if history.settings(job).items() <= found.items():
-            return found
+        earlier: dict[str, Any] = json.loads(kept.read_text())
+        if history.settings(job).items() <= earlier.items():
+            return earlier
         raise ValueError(f"{kept} is the record of another run: delete it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     total = job.frames if isinstance(job, Job) else _STEPS

@@ -1,4 +1,4 @@
-"""Times: how they grow with the number of tokens, beside the counts of cost.py; and what tiling and sampling add.
+"""Times: their growth with the number of tokens, beside the counts of cost.py, and what tiling and sampling add.
 
     growth      one evaluation of D by tiles, of the same network untiled, and of TimeSformer's block, sizes doubling;
                 a method stops where its next size would take more time or memory than the tiled one at its largest
@@ -6,8 +6,8 @@
     to dense    attention by tiles over one dense attention of the same multiply-adds, cropping and blending included
     overhead    everything a sampling run does besides the network's forward passes, over those passes
 
-Each figure is a ratio or a slope within one run. Of a size the fastest of several rounds counts; tiles and dense
-attention take turns, and the median of their ratios counts. The machine should have nothing else to do.
+Each figure is a ratio or an exponent within one run. For each size the fastest of several rounds counts; tiles and
+dense attention take turns, and the median of their ratios counts. The machine should have nothing else to do.
 """
 
 import math
@@ -45,18 +45,18 @@ __all__ = [
     "ratio_to_dense",
     "sampler_overhead",
     "scene",
-    "slope",
     "small",
     "ten_million",
+    "time_exponent",
 ]
 
 CORE, HALO, BLEND = 32, 8, 4  # tokens: a tile of 48 x 48
 FRAMES = 8  # of TimeSformer
-TOGETHER = 8  # tiles evaluated at a time
+TILES_PER_BATCH = 8
 
 
 def band(tokens: int, rows: int = 64) -> Tiling:
-    """Two rows of tiles round the Earth, ever longer: every tile of one shape, so that cost is proportional to length.
+    """Two rows of tiles around the Earth, all of one shape, so that cost is proportional to the length of the band.
 
     Raises ValueError when `tokens` is not whole rows of whole tiles.
     """
@@ -66,8 +66,10 @@ def band(tokens: int, rows: int = 64) -> Tiling:
 
 
 def scene(network: Storm, tiling: Tiling, seed: int = 0) -> tuple[Tensor, Condition]:
-    """A noisy state, and what the network is told besides: random fields and memory, one token a grid point."""
-    c, grid, g = network.config, (tiling.y.length, tiling.x.length), torch.Generator().manual_seed(seed)
+    """A noisy state and its condition: random fields and memory with one token a grid point."""
+    c = network.config
+    grid = (tiling.y.length, tiling.x.length)
+    g = torch.Generator().manual_seed(seed)
     latitude = torch.linspace(-89, 89, grid[0])
     longitude = torch.arange(grid[1]) * (360 / grid[1])
     static = torch.randn(1, c.static_channels, *grid, generator=g)
@@ -77,7 +79,7 @@ def scene(network: Storm, tiling: Tiling, seed: int = 0) -> tuple[Tensor, Condit
 
 
 def fastest(run: Callable[[], object], rounds: int = 1) -> float:
-    """Seconds of the fastest of several rounds."""
+    """Seconds that the fastest of several rounds takes."""
     best = math.inf
     for _ in range(rounds):
         start = time.perf_counter()
@@ -87,19 +89,19 @@ def fastest(run: Callable[[], object], rounds: int = 1) -> float:
 
 
 def generic_network(c: StormConfig, seed: int = 0) -> Storm:
-    """Random weights, not to be trained."""
+    """A network of random weights, for evaluation only."""
     network = Storm(c)
     randomise(network, torch.Generator().manual_seed(seed))
     return network.eval().requires_grad_(False)
 
 
 def ten_million(depth: int = 6) -> StormConfig:
-    """The paper's "10M", one token a grid point."""
+    """The paper's "10M" with one token a grid point."""
     return replace(storm_10m(3, 3, (1, 1)), depth=depth)
 
 
 def small() -> StormConfig:
-    """The smallest preset, one token a grid point: the hardest case for overheads."""
+    """The smallest preset with one token a grid point, the hardest case for overheads."""
     return tiny(3, 3, (1, 1))
 
 
@@ -108,7 +110,7 @@ def small() -> StormConfig:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to denoise so many tokens: multiply-adds and peak live bytes by cost.py, and a run to time."""
+    """A way to denoise so many tokens: its counted multiply-adds and peak live bytes, and a run to time."""
 
     name: str
     multiply_adds: Callable[[int], int]
@@ -124,7 +126,7 @@ def methods(c: StormConfig) -> list[Method]:
 
     def tiled(tokens: int) -> Callable[[], object]:
         x, condition = scene(network, band(tokens))
-        denoise = tiled_denoiser(network, condition, band(tokens), tiles_per_batch=TOGETHER)
+        denoise = tiled_denoiser(network, condition, band(tokens), tiles_per_batch=TILES_PER_BATCH)
         return lambda: denoise(x, sigma)
 
     def full(tokens: int) -> Callable[[], object]:
@@ -140,7 +142,7 @@ def methods(c: StormConfig) -> list[Method]:
         Method(
             "tiled",
             lambda n: cost.tiled_evaluation(c, band(n)).multiply_adds,
-            lambda n: peak_memory.peak_tiled(c, band(n), 4, tiles_per_batch=TOGETHER),
+            lambda n: peak_memory.peak_tiled(c, band(n), 4, tiles_per_batch=TILES_PER_BATCH),
             tiled,
         ),
         Method(
@@ -156,16 +158,18 @@ def methods(c: StormConfig) -> list[Method]:
 
 
 def counted(c: StormConfig, sizes: Sequence[int]) -> dict[str, float]:
-    """Exponents of multiply-adds: over the same range of tokens for all methods; on squares of closed latitude, from
-    4,096 to 1,048,576 tokens; and of compressing K frames in K.
+    """Exponents of counted multiply-adds.
+
+    In tokens: for all methods over the same sizes, and on squares of closed latitude from 4,096 to 1,048,576 tokens. In
+    frames: of compressing K of them.
     """
-    found = {m.name: cost.exponent([m.multiply_adds(n) for n in sizes], sizes) for m in methods(c)}
+    exponents = {m.name: cost.exponent([m.multiply_adds(n) for n in sizes], sizes) for m in methods(c)}
     frames = [1000, 6000, 30_000, 177_500]
-    found["frames"] = cost.exponent([cost.memory(c, 3584, k).multiply_adds for k in frames], frames)
+    exponents["frames"] = cost.exponent([cost.memory(c, 3584, k).multiply_adds for k in frames], frames)
     square = [(64 << i) ** 2 for i in range(5)]
     closed = [Tiling.of((math.isqrt(n),) * 2, (CORE,) * 2, (HALO,) * 2, (BLEND,) * 2, True) for n in square]
     adds = [cost.tiled_evaluation(c, t).multiply_adds for t in closed]
-    return found | {"tiled_closed_square": cost.exponent(adds, square)}
+    return exponents | {"tiled_closed_square": cost.exponent(adds, square)}
 
 
 def growth(
@@ -177,7 +181,7 @@ def growth(
 ) -> list[dict[str, Any]]:
     """Records of (method, tokens, multiply_adds, peak_live_bytes, seconds) at sizes that double.
 
-    Of a network of one block, None: that of the 10 M network.
+    The network is by default one block of the 10 M network.
     """
     c = ten_million(depth=1) if c is None else c
     sizes = [smallest << i for i in range(int(math.log2(largest // smallest)) + 1)]
@@ -194,9 +198,12 @@ def growth(
             run()  # the first run fills caches: the tiles' conditions, the kernels' buffers
             seconds = fastest(run, rounds if tokens > 16_384 else 3 * rounds)
             last = {
-                "method": method.name, "tokens": tokens, "multiply_adds": adds,
-                "peak_live_bytes": method.peak_bytes(tokens), "seconds": seconds,
-            }  # fmt: skip
+                "method": method.name,
+                "tokens": tokens,
+                "multiply_adds": adds,
+                "peak_live_bytes": method.peak_bytes(tokens),
+                "seconds": seconds,
+            }
             records.append(last)
             if progress is not None:
                 progress(f"growth: {method.name}", i + 1, len(sizes), f"{tokens:,} tokens, {seconds:.2f} s")
@@ -205,8 +212,8 @@ def growth(
     return records
 
 
-def slope(records: Sequence[dict[str, Any]]) -> float:
-    """The exponent of seconds in tokens."""
+def time_exponent(records: Sequence[dict[str, Any]]) -> float:
+    """The exponent of measured seconds in tokens."""
     return cost.exponent([r["seconds"] for r in records], [r["tokens"] for r in records])
 
 
@@ -216,10 +223,10 @@ def slope(records: Sequence[dict[str, Any]]) -> float:
 def ratio_to_dense(
     side: int = 4, heads: int = 8, width: int = 256, rounds: int = 9, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Attention of side x side tiles of 48 x 48 tokens over one dense attention of as many multiply-adds.
+    """The time of attention by side x side tiles of 48 x 48 tokens over that of one dense attention of equal cost.
 
     The tiles are cropped out of q, k and v of a doubly periodic domain and blended into one result, which the dense
-    attention need not do. `ratio`: median over rounds that take turns.
+    attention need not do. `ratio` is the median over rounds that take turns.
     """
     axis = Axis(side * CORE, CORE, HALO, BLEND, periodic=True)
     cut = tiles(Tiling(axis, axis))
@@ -242,7 +249,8 @@ def ratio_to_dense(
     def at_once() -> Tensor:
         return attend(dense)
 
-    by_tiles(), at_once()
+    by_tiles()
+    at_once()
     pairs = []
     for i in range(rounds):
         pairs.append((fastest(by_tiles), fastest(at_once)))
@@ -250,12 +258,17 @@ def ratio_to_dense(
             progress("tiles against one dense attention", i + 1, rounds, "")
     ratios = sorted(a / b for a, b in pairs)
     return {
-        "ratio": median(ratios), "lowest": ratios[0], "highest": ratios[-1],
-        "tiles": len(cut), "tokens_of_a_tile": n * n, "tokens_dense": dense.shape[2],
+        "ratio": median(ratios),
+        "lowest": ratios[0],
+        "highest": ratios[-1],
+        "tiles": len(cut),
+        "tokens_of_a_tile": n * n,
+        "tokens_dense": dense.shape[2],
         "multiply_adds": cost.attention(len(cut), n * n, n * n, width).multiply_adds,
         "multiply_adds_dense": cost.attention(1, dense.shape[2], dense.shape[2], width).multiply_adds,
-        "seconds_tiles": min(a for a, _ in pairs), "seconds_dense": min(b for _, b in pairs),
-    }  # fmt: skip
+        "seconds_tiles": min(a for a, _ in pairs),
+        "seconds_dense": min(b for _, b in pairs),
+    }
 
 
 # The sampler
@@ -263,7 +276,7 @@ def ratio_to_dense(
 
 @contextmanager
 def _timed(network: Storm) -> Iterator[list[float]]:
-    """The seconds of each forward pass of the network within the block."""
+    """Collect the seconds of each forward pass of the network within the block."""
     seconds: list[float] = []
     handles = [
         network.register_forward_pre_hook(lambda *_: seconds.append(-time.perf_counter())),
@@ -279,14 +292,14 @@ def _timed(network: Storm) -> Iterator[list[float]]:
 def sampler_overhead(
     c: StormConfig | None = None, steps: int = 3, tokens: int = 4096, members: int = 1
 ) -> dict[str, Any]:
-    """Seconds of a sampling run by tiles, of the network's part in it, and all the rest over that part.
+    """The seconds of a sampling run by tiles, those of the network in it, and the overhead of everything else.
 
-    The rest is the sampler's arithmetic, preconditioning, cropping and blending.
+    Everything else is the sampler's arithmetic, preconditioning, cropping and blending.
     """
     c = ten_million() if c is None else c
     network, tiling = generic_network(c), band(tokens)
     _, condition = scene(network, tiling)
-    denoise = tiled_denoiser(network, condition, tiling, tiles_per_batch=TOGETHER)
+    denoise = tiled_denoiser(network, condition, tiling, tiles_per_batch=TILES_PER_BATCH)
     g = torch.Generator().manual_seed(1)
     latents = torch.randn(members, c.channels, tiling.y.length, tiling.x.length, generator=g, dtype=torch.float64)
     with torch.no_grad():
