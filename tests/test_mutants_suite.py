@@ -41,12 +41,12 @@ SAMPLE = {
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Subject]:
+def all_subjects() -> list[Subject]:
     return subjects()
 
 
-def cases_of(found: list[Subject], chapter: str) -> list[Subject]:
-    return [subject for subject in found if isinstance(subject, Case) and subject.chapter == chapter]
+def cases_of(all_subjects: list[Subject], chapter: str) -> list[Subject]:
+    return [subject for subject in all_subjects if isinstance(subject, Case) and subject.chapter == chapter]
 
 
 def requirements() -> set[str]:
@@ -76,9 +76,9 @@ def test_catalogue_requirements_exist() -> None:
     assert all(mutant.requirements for mutant in MUTANTS.values())
 
 
-def test_hunts_name_mutants(found: list[Subject]) -> None:
+def test_targets_name_mutants(all_subjects: list[Subject]) -> None:
     """What a case or law says that it targets is in the catalogue."""
-    assert {hunted for subject in found for hunted in subject.targets} - set(MUTANTS) == set()
+    assert {name for subject in all_subjects for name in subject.targets} - set(MUTANTS) == set()
 
 
 def test_mutants_can_be_made() -> None:
@@ -97,14 +97,14 @@ def test_mutant_loads_by_name() -> None:
 @pytest.mark.parametrize(
     "chapter", [pytest.param(name, marks=[pytest.mark.distributed] * (name == "parallel")) for name in SAMPLE]
 )
-def test_mutant_is_caught_by_its_chapter(chapter: str, found: list[Subject], unchecked: None) -> None:
+def test_mutant_is_caught_by_its_chapter(chapter: str, all_subjects: list[Subject], unchecked: None) -> None:
     """And every patch is gone after each call: the reference passes what the mutant failed."""
     mutant = MUTANTS[SAMPLE[chapter]]
     assert mutant.chapter == chapter
-    cases = sorted(cases_of(found, chapter), key=lambda case: mutant.name not in case.targets)
+    cases = sorted(cases_of(all_subjects, chapter), key=lambda case: mutant.name not in case.targets)
     wrong = try_port(mutant.name, adapter_of(mutant), "float32", cases, enough=1)
     assert wrong.failed
-    failed = [subject for subject in found if subject.id in wrong.failed]
+    failed = [subject for subject in all_subjects if subject.id in wrong.failed]
     assert try_port("reference", Reference(), "float32", failed).failed == ()
 
 
@@ -139,15 +139,15 @@ def test_edit_sees_the_module_it_comes_from() -> None:
 
 
 @pytest.mark.parametrize("name", ["split_sums", "online_attention", "norm_welford", "gelu_erfc", "wide_products"])
-def test_honest_variant_passes_attention(name: str, found: list[Subject], unchecked: None) -> None:
+def test_honest_variant_passes_attention(name: str, all_subjects: list[Subject], unchecked: None) -> None:
     """Other roundings, no alarm."""
-    finding = try_port(name, honest_adapter(name), "float32", cases_of(found, "attention"))
+    finding = try_port(name, honest_adapter(name), "float32", cases_of(all_subjects, "attention"))
     assert finding.failed == (), finding.first
 
 
-def test_honest_variants_differ_from_the_reference(found: list[Subject], unchecked: None) -> None:
+def test_honest_variants_differ_from_the_reference(all_subjects: list[Subject], unchecked: None) -> None:
     """An honest variant that is the reference bit for bit would show nothing."""
-    block = next(s for s in found if isinstance(s, Case) and s.op == "block" and not s.rejects)
+    block = next(s for s in all_subjects if isinstance(s, Case) and s.op == "block" and not s.rejects)
     want = Reference().run("block", dict(block.inputs), {**block.params, "dtype": "float64"}, ())
     for name in ("split_sums", "permuted_sums", "norm_two_pass", "gelu_erfc", "wide_products"):
         got = honest_adapter(name).run("block", dict(block.inputs), {**block.params, "dtype": "float64"}, ())
@@ -155,12 +155,12 @@ def test_honest_variants_differ_from_the_reference(found: list[Subject], uncheck
         assert (got["y"] != want["y"]).any(), name
 
 
-def test_reach_leaves_out_what_cannot_tell(found: list[Subject], unchecked: None) -> None:
+def test_reach_leaves_out_what_cannot_tell(all_subjects: list[Subject], unchecked: None) -> None:
     """A case that does not run the faulty code passes on the mutant as on the reference."""
     mutant = MUTANTS["gate_reversed"]
     changed = codes(mutant.patches)
     assert changed is not None
-    some = [*cases_of(found, "attention"), *cases_of(found, "verification")]
+    some = [*cases_of(all_subjects, "attention"), *cases_of(all_subjects, "verification")]
     reached = {name for name, places in reach(some, changed).items() if places}
     rest = [subject for subject in some if subject.id not in reached]
     assert {subject.chapter for subject in some if subject.id in reached} == {"attention"}
@@ -171,31 +171,33 @@ def finding(name: str, dtype: str, *failed: str) -> Finding:
     return Finding(name, dtype, failed, "", 0.0)
 
 
-def test_summary_counts_only_what_dies_in_every_dtype(found: list[Subject]) -> None:
-    coarse = next(s.id for s in found if s.public)
-    fine = next(s.id for s in found if not s.public)
+def test_summary_counts_only_what_dies_in_every_dtype(all_subjects: list[Subject]) -> None:
+    public = next(s.id for s in all_subjects if s.public)
+    internal = next(s.id for s in all_subjects if not s.public)
     mutants = [Mutant(name, "a fault", "edm", ("EDM-1",), ()) for name in ("both", "one", "none")]
     findings = [
-        finding("both", "float64", fine, coarse),
-        finding("both", "float32", fine),
-        finding("one", "float64", coarse),
+        finding("both", "float64", internal, public),
+        finding("both", "float32", internal),
+        finding("one", "float64", public),
         finding("one", "float32"),
         finding("none", "float64"),
         finding("none", "float32"),
-        finding("gelu_erfc", "float64", fine),
+        finding("gelu_erfc", "float64", internal),
         finding("gelu_erfc", "float32"),
     ]
-    data = summary(mutants, findings, found)
+    data = summary(mutants, findings, all_subjects)
     assert (data["mutants"], data["killed"], data["killed_float64"], data["killed_float32"]) == (3, 1, 2, 1)
-    assert data["killed_by_coarse"] == 0
+    assert data["killed_by_public"] == 0
     assert [(s["name"], s["dtype"]) for s in data["survivors"]] == [
         ("one", "float32"),
         ("none", "float64"),
         ("none", "float32"),
     ]
     assert data["honest_variants"] == 1
-    assert [(a["name"], a["dtype"], a["failed"]) for a in data["false_alarms"]] == [("gelu_erfc", "float64", [fine])]
-    assert data["kills"]["both"] == {"float64": [fine, coarse], "float32": [fine]}
+    assert [(a["name"], a["dtype"], a["failed"]) for a in data["false_alarms"]] == [
+        ("gelu_erfc", "float64", [internal])
+    ]
+    assert data["kills"]["both"] == {"float64": [internal, public], "float32": [internal]}
 
 
 @pytest.fixture
@@ -209,6 +211,7 @@ def arguments(out: Path, *only: str) -> argparse.Namespace:
     return argparse.Namespace(only=list(only), dtype=["float64"], jobs=1, out=out)
 
 
+@pytest.mark.slow
 def test_trial_writes_json(
     two_chapters: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], unchecked: None
 ) -> None:
@@ -219,9 +222,9 @@ def test_trial_writes_json(
     assert set(data["kills"]) == {"crps_fair_biased", "halo_not_counted"}
     assert "crps_fair_biased" in data["requirements"]["VER-2"]
     assert all(1 <= len(ids) <= 10 for by_dtype in data["kills"].values() for ids in by_dtype.values())
-    said = capsys.readouterr().out
-    assert "killed 2 of 2" in said
-    assert "VER-2: 1" in said
+    printed = capsys.readouterr().out
+    assert "killed 2 of 2" in printed
+    assert "VER-2: 1" in printed
 
 
 def test_trial_survivor_fails(
