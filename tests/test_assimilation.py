@@ -57,12 +57,12 @@ def test_draw_members_of_a_network_with_guidance_batching_is_irrelevant() -> Non
     observations = Observations(normal(3), torch.full((3,), 0.5).double(), index, weight, (2, 4, 8))
     draw = partial(draw_members, denoise, observations=observations, guide=dps)
     fields = noise(5, (2, 4, 8))
-    want = draw(fields, sampler=Sampler(schedule(6), members_per_batch=5))
+    want = draw(fields, sampler=Sampler(schedule(4), members_per_batch=5))
     limit = 1e5 * EPS * want.abs().max()
-    for members_per_batch in (1, 2, 3):
-        got = draw(fields, sampler=Sampler(schedule(6), members_per_batch=members_per_batch))
+    for members_per_batch in (1, 3):
+        got = draw(fields, sampler=Sampler(schedule(4), members_per_batch=members_per_batch))
         assert (got - want).abs().max() <= limit
-    assert (draw(fields[:, :3], sampler=Sampler(schedule(6))) - want[:3]).abs().max() <= limit
+    assert (draw(fields[:, :3], sampler=Sampler(schedule(4))) - want[:3]).abs().max() <= limit
 
 
 def test_sampler_draws() -> None:

@@ -10,7 +10,11 @@ from counting import Count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_problems import CONFIG, EPS, NETWORK, World, normal, world
+from torch import Tensor
 
+from storm_ref import cost
+from storm_ref.attention import Block, MultiHead, layer_norm, modulate
+from storm_ref.denoiser import Condition, Storm, denoiser, randomise
 from storm_ref.experiments.coarse import (
     attend,
     block_step,

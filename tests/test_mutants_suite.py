@@ -199,6 +199,7 @@ def arguments(out: Path, *only: str) -> argparse.Namespace:
     return argparse.Namespace(only=list(only), dtype=["float64"], jobs=1, out=out)
 
 
+@pytest.mark.slow
 def test_trial_writes_json(
     two_chapters: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], unchecked: None
 ) -> None:
@@ -209,9 +210,9 @@ def test_trial_writes_json(
     assert set(data["kills"]) == {"crps_fair_biased", "halo_not_counted"}
     assert "crps_fair_biased" in data["requirements"]["VER-2"]
     assert all(1 <= len(ids) <= 10 for by_dtype in data["kills"].values() for ids in by_dtype.values())
-    said = capsys.readouterr().out
-    assert "killed 2 of 2" in said
-    assert "VER-2: 1" in said
+    printed = capsys.readouterr().out
+    assert "killed 2 of 2" in printed
+    assert "VER-2: 1" in printed
 
 
 def test_trial_survivor_fails(
