@@ -577,35 +577,45 @@ def test_readme_table_has_every_operation_and_its_level() -> None:
     assert listed == {name: op.public for name, op in TABLE.items()}
 
 
-def _imports(path: Path, top: bool) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top else list(ast.walk(tree))
-    found: set[str] = set()
-    for node in nodes:
+def _imports(path: Path) -> set[str]:
+    """The packages that a file imports anywhere."""
+    packages: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            packages |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
+            packages.add(node.module.split(".")[0])
+    return packages
 
 
 def test_suite_imports_the_reference_only_where_it_may() -> None:
-    """Judging needs neither the reference nor torch: cases and laws never import them, the frame only when asked."""
-    may = {"montecarlo.py", "diagnosis.py"}
+    """Judging imports neither the reference nor PyTorch: only the reference's adapter, mutants and authoring do."""
+    may = {"reference.py", "reference_operations.py", "reference_ranks.py", "probes.py", "montecarlo.py"}
     for path in (ROOT / "conformance").rglob("*.py"):
         inside = path.relative_to(ROOT / "conformance")
-        reference = inside.parts[0] == "adapters" and inside.name in ("storm_ref.py", "probes.py", "parallel.py")
-        if inside.parts[0] == "mutants" or reference:
-            continue
-        whole = inside.parts[0] in ("cases", "laws") or inside.name.startswith("numpy")
-        strange = _imports(path, top=not whole) & {"torch", "storm_ref"}
-        assert not strange or inside.name in may, f"{inside} imports {strange}"
+        if inside.parts[0] != "mutants":
+            strange = _imports(path) & {"torch", "storm_ref"}
+            assert not strange or inside.name in may, f"{inside} imports {strange}"
+
+
+def test_suite_floors_import_downwards_alone() -> None:
+    """The rooms that judging stands on, from the bottom: each knows those below it and none above."""
+    floors = ("protocol", "ports", "judging", "cases", "laws")
+    for floor, room in enumerate(floors):
+        for path in (ROOT / "conformance" / room).glob("*.py"):
+            names = {
+                node.module
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                if isinstance(node, ast.ImportFrom) and node.module is not None
+            }
+            rooms = {name.split(".")[1] for name in names if name.startswith("conformance.")}
+            assert rooms <= {"adapter", *floors[: floor + 1]}, f"{path.name} of {room} imports {rooms}"
 
 
 def test_law_module_is_the_one_place_of_hypothesis() -> None:
     assert laws_module.hypothesis is not None
     for path in (ROOT / "storm_ref").rglob("*.py"):
-        assert not _imports(path, top=False) & {"conformance", "hypothesis"}, path
+        assert not _imports(path) & {"conformance", "hypothesis"}, path
 
 
 def test_cases_have_distinct_ids_and_known_requirements() -> None:
