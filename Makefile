@@ -43,12 +43,15 @@ bench-scale: $(READY) ## histories of 20 billion tokens and the largest frames; 
 scaling: $(READY) ## predict strong scaling from counted work and messages, and draw it
 	@$(RUN) -m storm_ref.experiments.scaling
 
-test: lint ## lint, then run all tests
-	@$(RUN) -m pytest
+test: lint ## lint, then run all tests, on two processes; those that start ranks come last and alone
+	@$(RUN) -m pytest -q -n 2 -m 'not distributed'
+	@$(RUN) -m pytest -q -m distributed
 
-lint: $(READY) ## style (ruff) and types (mypy, strict)
+lint: $(READY) ## style (ruff), types (mypy, strict), and who may import what (import-linter)
 	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m ruff format --quiet --check .
 	@$(RUN) -m mypy --no-error-summary
+	@$(RUN) -c 'from importlinter.cli import lint_imports; raise SystemExit(lint_imports())' >build/imports.txt || { cat build/imports.txt; exit 1; }
 
 tiny-data: $(READY) ## make the data files in tiny_data/ again
 	@$(RUN) tiny_data/make_tiny_data.py
