@@ -13,6 +13,7 @@ import importlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from typing import Any
 
 import numpy as np
@@ -252,8 +253,6 @@ def _pool(ranks: int) -> Pool:
 
 def _preload() -> None:
     """Have the server from which ranks are forked import what they need."""
-    from multiprocessing import forkserver
-
     multiprocessing.set_forkserver_preload([*SLOW, __name__])
     forkserver.ensure_running()
 

@@ -126,7 +126,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Return how torch's own compilers take composite kernels apart into simple ones."""
-    from torch._decomp import get_decompositions
+    from torch._decomp import get_decompositions  # noqa: PLC0415  # slow to load, and only freezing needs it
 
     return dict(get_decompositions(_COMPOSITE))
 

@@ -110,7 +110,7 @@ class _Explanation:
     def _first_difference(self, case: Case) -> None:
         if case.rejects or self.outcome.measured is None:
             return
-        from conformance.explain.stages import free_running, stages  # runs the reference, and so needs torch
+        from conformance.explain.stages import free_running, stages  # noqa: PLC0415  # needs torch, for the reference
 
         reference = load_adapter("conformance.adapters.reference:adapter")
         compared = free_running(self.port, reference, case, self.outcome.dtype)
@@ -163,7 +163,7 @@ class _Explanation:
             )
             self.say(f"  {self.outcome.subject.meaning}")
             return
-        from conformance.mutants.likely_mutants import LineUp  # every mutant runs the reference, and so needs torch
+        from conformance.mutants.likely_mutants import LineUp  # noqa: PLC0415  # needs torch, for the reference
 
         likely = LineUp(self.cases, self.port.dtype).likely(self.port, self.outcome)
         for mutant in likely[:MUTANTS]:
@@ -183,7 +183,7 @@ class _Explanation:
 def _has_torch() -> bool:
     """Tell whether the reference can run: it needs torch, an optional dependency of the suite."""
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401, PLC0415
     except ImportError:
         return False
     return True

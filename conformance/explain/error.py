@@ -118,9 +118,9 @@ def draw_error(got: Array, expected: Array, output: str, title: str, path: Path)
     matplotlib.
     """
     # Optional: everything else that `explain` says needs no matplotlib.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
     error = np.abs(got - expected)
     names = axis_names(output, error.shape)

@@ -4,7 +4,9 @@ Each is the reference with parts computed in another order or by another formula
 author would compute them. `HONEST` has them by name; `--adapter conformance.mutants.honest:NAME` judges one.
 """
 
+import logging
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -209,8 +211,6 @@ def _compiled() -> Sequence[Patch]:
 
     Where gradients are asked for, the plain functions run: twice the kernels would take twice the time to compile.
     """
-    import logging
-    import shutil
 
     # Sizes and dtypes beyond the compiler's limit run uncompiled; it would warn of each.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
