@@ -14,7 +14,6 @@ from storm_ref.experiments.bench import __main__ as command
 from storm_ref.experiments.bench import history, machine, pictures, report, scale, timing
 from storm_ref.experiments.bench.history import Job
 from storm_ref.experiments.fidelity import Sizes
-from storm_ref.workbench.io import bundled
 
 SIZES = Sizes((0.5, 2.0), (12, 24), (12, 24), (12, 24), (0, 1), 8, (2, 4), (2,), 2, 2, 2, 3.0, (2, 2))
 JOB = scale.DomainJob((24, 40), "tiny", 8, 2, 1, tiles_per_batch=4, threads=1)
@@ -63,7 +62,7 @@ def values() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    return fidelity.run(bundled.weights(), sizes=SIZES)
+    return fidelity.run(command.TINY, sizes=SIZES)
 
 
 def test_write_shows_every_part(tmp_path: Path, values: dict[str, Any], measured: dict[str, Any]) -> None:
@@ -134,15 +133,15 @@ def test_parts_make_every_figure(
 
     monkeypatch.setattr(history, "sweep", sweep)
     assert command.main(["--out", str(tmp_path), "--threads", "3"]) == 0
-    cost_json = json.loads((tmp_path / "cost.json").read_text())
-    assert all(math.isfinite(cost_json[aim.key]) for aim in report.AIMS)
-    assert cost_json["exponent_tiled"] == pytest.approx(1) and cost_json["tokens"] == 6000 * 32_768
-    assert (cost_json["ratio_to_dense"], cost_json["sampler_overhead"], cost_json["peak_rss_gb"]) == (
+    costs = json.loads((tmp_path / "cost.json").read_text())
+    assert all(math.isfinite(costs[aim.key]) for aim in report.AIMS)
+    assert costs["exponent_tiled"] == pytest.approx(1) and costs["tokens"] == 6000 * 32_768
+    assert (costs["ratio_to_dense"], costs["sampler_overhead"], costs["peak_rss_gb"]) == (
         1.1,
         0.02,
         0.8,
     )
-    assert cost_json["rss_growth_k96_to_k6000"] == 0 and cost_json["tokens_per_s"] == 1e6
+    assert costs["rss_growth_k96_to_k6000"] == 0 and costs["tokens_per_s"] == 1e6
     assert {job.threads for job in seen} == {3} and {job.frames for job in seen} >= {1, 96, 6000, 177_500}
     assert json.loads((tmp_path / "fidelity.json").read_text()).keys() == measured.keys()
 
