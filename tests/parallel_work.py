@@ -430,7 +430,7 @@ def _exchange(exchange: Exchange, world: World, size: int, generator: torch.Gene
     pulled = exchange.pull(x)
     y = _whole_numbers(generator, *pulled.shape).requires_grad_()
     pushed = exchange.push(y)
-    adjoint = torch.zeros_like(x).index_add(0, exchange.asked, pushed)
+    adjoint = torch.zeros_like(x).index_add(0, exchange.shard_rows, pushed)
     left, right = world.sum((pulled * y).sum(), "tile"), world.sum((x * adjoint).sum(), "tile")
     z = _whole_numbers(generator, *pushed.shape)
     back = torch.autograd.grad(pushed, y, z)[0]
