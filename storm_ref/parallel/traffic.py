@@ -60,7 +60,7 @@ Ledger = dict[tuple[str, str], Traffic]
 
 def added(*ledgers: Ledger) -> Ledger:
     """The sum of several ledgers, without entries that have no message."""
-    keys = {key for ledger in ledgers for key in ledger}
+    keys = dict.fromkeys(key for ledger in ledgers for key in ledger)
     total = {key: sum((ledger.get(key, Traffic()) for ledger in ledgers), Traffic()) for key in keys}
     return {key: traffic for key, traffic in total.items() if traffic.messages}
 

@@ -150,7 +150,7 @@ def _growth_of_peak(few: Values, most: Values) -> float:
 
 
 def _fidelity(arguments: argparse.Namespace, progress: Progress) -> Values:
-    results = fidelity.run(arguments.model, progress=lambda label, done, total: progress(label, done, total, ""))
+    results = fidelity.run(_model(arguments), progress=lambda label, done, total: progress(label, done, total, ""))
     _write(arguments.out / "fidelity.json", results)
     return {"fidelity": report.fidelity_headline(results)}
 

@@ -17,14 +17,11 @@ from storm_ref.experiments.fidelity.measures import Progress, Record, evaluation
 from storm_ref.experiments.fidelity.samples import Cut, difference_maps, sampled_error, scores
 from storm_ref.experiments.fidelity.seams import seams
 from storm_ref.experiments.fidelity.subjects import Subject, generic, legal_halos, tiling_of, trained
+from storm_ref.workbench.io import bundled
 from storm_ref.workbench.io.data import read, targets
 from storm_ref.workbench.prior.model import load
 
 __all__ = ["Sizes", "run"]
-
-# The bundled world, and the first of its times that the bundled network was not trained on.
-_WORLD = Path(__file__).parents[3] / "tiny_data" / "world.nc"
-_SPLIT = "2000-09-28"
 
 _Draws = Callable[[str], torch.Generator]
 
@@ -51,12 +48,14 @@ class Sizes:
 def run(
     model_path: Path,
     progress: Progress | None = None,
-    data: Path = _WORLD,
-    start: str = _SPLIT,
+    data: Path | None = None,
+    start: str = bundled.TRAINING_END,
     sizes: Sizes = Sizes(),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All measurements. The data's times from `start` on must be ones that the model was not trained on.
+    """All measurements, on `data` or else on the bundled world, at times from `start` on.
+
+    The model must not have been trained on those times.
 
     Returns, for "generic" and "trained", lists of records under "halo", "skill", "sampled", "scored", "seams" and
     "coarse" (those against the truth for the trained network alone); "cone" with "records" and "maps", each "tiled" and
@@ -64,7 +63,9 @@ def run(
     """
     return {
         "generic": _measure_generic(sizes, partial(_generator, seed, "generic"), progress),
-        "trained": _measure_trained(model_path, data, start, sizes, partial(_generator, seed, "trained"), progress),
+        "trained": _measure_trained(
+            model_path, data or bundled.world(), start, sizes, partial(_generator, seed, "trained"), progress
+        ),
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from storm_ref.denoiser import Storm
 from storm_ref.experiments.out_of_core.arrays import ArrayLike, native_dtype, read_piece
-from storm_ref.workbench.io.atomic import replacing
+from storm_ref.workbench.io.atomic import is_temporary, replacing
 
 __all__ = [
     "Progress",
@@ -63,7 +63,7 @@ def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
     path = folder / _FINGERPRINT
     wanted = json.loads(json.dumps(fingerprint))
     if not path.exists():
-        if any(not _is_partial(file) for file in folder.iterdir()):
+        if any(not is_temporary(file) for file in folder.iterdir()):
             raise ValueError(f"{folder} holds something else than an unfinished run: choose another folder")
         _write_json(path, wanted)
         return
@@ -86,13 +86,8 @@ def clear(folder: Path) -> None:
     for name in (_CHECKSUMS, _FINGERPRINT):
         (folder / name).unlink(missing_ok=True)
     for file in folder.iterdir():
-        if _is_partial(file):
+        if is_temporary(file):
             file.unlink()
-
-
-def _is_partial(file: Path) -> bool:
-    """True for a file that `replacing` leaves when it is killed."""
-    return file.name.startswith(".") and file.name.endswith(".part")
 
 
 def save_checksums(folder: Path, checksums: list[int]) -> None:
