@@ -176,7 +176,7 @@ def test_condition_crop_is_of_whole_patches() -> None:
     """[NET-6] [TOK-6] a tile has the positions, memory and static fields of its own patches; none is cut."""
     condition = analysis().condition()
     part = condition.crop(torch.arange(2, 4), torch.tensor([6, 7, 0, 1]), CONFIG.patch)
-    assert torch.equal(part.position[0], condition.position[1, [3, 0]])
+    assert torch.equal(part.position[:, 0], condition.position[:, 1, [3, 0]])
     assert torch.equal(part.memory[:, 0], condition.memory[:, 1, [3, 0]])
     assert torch.equal(part.static, condition.static[:, :, 2:4][..., [6, 7, 0, 1]])
     assert not part.periodic, "a tile that is not the whole circle does not close on itself"
