@@ -14,6 +14,7 @@ from storm_ref.experiments.bench import __main__ as command
 from storm_ref.experiments.bench import history, machine, pictures, report, scale, timing
 from storm_ref.experiments.bench.history import Job
 from storm_ref.experiments.fidelity import Sizes
+from storm_ref.workbench.io import bundled
 
 SIZES = Sizes((0.5, 2.0), (12, 24), (12, 24), (12, 24), (0, 1), 8, (2, 4), (2,), 2, 2, 2, 3.0, (2, 2))
 JOB = scale.DomainJob((24, 40), "tiny", 8, 2, 1, tiles_per_batch=4, threads=1)
@@ -62,7 +63,7 @@ def values() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    return fidelity.run(command.TINY, sizes=SIZES)
+    return fidelity.run(bundled.weights(), sizes=SIZES)
 
 
 def test_write_shows_every_part(tmp_path: Path, values: dict[str, Any], measured: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storm_ref.workbench.cli.commands import WEIGHTS, WORLD, WORLD_SPLIT, _parser, _training
-from storm_ref.workbench.io import data
+from storm_ref.workbench.cli.options import parse, train_settings
+from storm_ref.workbench.io import bundled, data
 from storm_ref.workbench.prior import model
 from storm_ref.workbench.run.training import TrainSettings, prepare, stored_settings, train
 
@@ -24,9 +24,9 @@ def test_weights_carry_their_command() -> None:
         command = re.search(r"-m storm_ref (train (?:[^\n]*\\\n)*[^\n]*storm_tiny.safetensors)", text)
         assert command is not None
         words = command[1].replace("\\\n", " ").split()
-        settings = stored_settings(_training(_parser().parse_args(words)))
+        settings = stored_settings(train_settings(parse(words)))
         # A setting younger than the file has there the value that it has by default.
-        recorded = stored_settings(TrainSettings()) | model.load(WEIGHTS).training["settings"]
+        recorded = stored_settings(TrainSettings()) | model.load(bundled.weights()).training["settings"]
         assert settings == recorded
 
 
@@ -38,16 +38,16 @@ def test_weights_and_world_are_small() -> None:
 
 def test_weights_learnt_something() -> None:
     """The network, not the background alone: the loss on the held-back part falls by a third."""
-    held = model.load(WEIGHTS).training["held_back"]
+    held = model.load(bundled.weights()).training["held_back"]
     assert min(loss for _, loss in held) < 0.67 * held[0][1]
 
 
 @pytest.mark.slow
 def test_weights_training_begins_as_recorded() -> None:
-    recorded = model.load(WEIGHTS)
-    fields = data.read(WORLD)
-    split = np.datetime64(WORLD_SPLIT)
-    settings = _training(_parser().parse_args(_command()))
+    recorded = model.load(bundled.weights())
+    fields = data.read(bundled.world())
+    split = np.datetime64(bundled.TRAINING_END)
+    settings = train_settings(parse(_command()))
     when = data.targets(fields.time, recorded.time_step, None, split, settings.frames)
     again = train(*prepare(fields, when, recorded.time_step, settings), settings, stop=8)
     np.testing.assert_allclose(again.training["losses"], recorded.training["losses"][:8], rtol=1e-3)

@@ -79,7 +79,7 @@ def _past(i: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _embed(i: Tensors, p: Params) -> Tensors:
-    return {"tokens": _network(i, p).embed(i["x"], i["static"], i["position"])}
+    return {"tokens": _network(i, p).embed(i["x"], i["static"], i["position"][None])}
 
 
 def _embed_history(i: Tensors, p: Params) -> Tensors:
