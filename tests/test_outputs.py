@@ -121,7 +121,7 @@ def test_pictures_leave_the_padding_out(result: Demonstration, tmp_path: Path, m
 def test_write_trial_leaves_every_file(tmp_path: Path) -> None:
     settings = TrialSettings(
         split=synthetic.SPLIT,
-        step=synthetic.STEP,
+        time_step=synthetic.STEP,
         fractions=(0.0, 0.2),
         stop=np.datetime64("2001-03-17"),
         drawing=DRAWING,

@@ -20,11 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_weights_carry_their_command() -> None:
     """The README's and the Makefile's training command has the settings that the file records."""
-    for text in ((ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()):
-        command = re.search(r"-m storm_ref (train (?:[^\n]*\\\n)*[^\n]*storm_tiny.safetensors)", text)
-        assert command is not None
-        words = command[1].replace("\\\n", " ").split()
-        settings = stored_settings(train_settings(parse(words)))
+    for page in ("README.md", "Makefile"):
+        settings = stored_settings(train_settings(parse(_command(page))))
         # A setting younger than the file has there the value that it has by default.
         recorded = stored_settings(TrainSettings()) | model.load(bundled.weights()).training["settings"]
         assert settings == recorded
@@ -47,13 +44,14 @@ def test_weights_training_begins_as_recorded() -> None:
     recorded = model.load(bundled.weights())
     fields = data.read(bundled.world())
     split = np.datetime64(bundled.TRAINING_END)
-    settings = train_settings(parse(_command()))
+    settings = train_settings(parse(_command("Makefile")))
     when = data.targets(fields.time, recorded.time_step, None, split, settings.frames)
     again = train(*prepare(fields, when, recorded.time_step, settings), settings, stop=8)
     np.testing.assert_allclose(again.training["losses"], recorded.training["losses"][:8], rtol=1e-3)
 
 
-def _command() -> list[str]:
-    command = re.search(r"-m storm_ref (train .*storm_tiny.safetensors)", (ROOT / "Makefile").read_text())
+def _command(page: str) -> list[str]:
+    """The words of the training command on a page, which may run over several lines."""
+    command = re.search(r"-m storm_ref (train (?:[^\n]*\\\n)*[^\n]*storm_tiny.safetensors)", (ROOT / page).read_text())
     assert command is not None
-    return command[1].split()
+    return command[1].replace("\\\n", " ").split()
