@@ -52,7 +52,7 @@ def _adapter_options(parser: argparse.ArgumentParser, default: str | None) -> No
 
 def _judging_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float64", help="dtype of the network; default float64")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the laws' examples; default 0")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the laws' examples; default 0")
 
 
 def _port_options(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def _port_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--in-process",
         action="store_true",
-        help="run MODULE:OBJECT in this process, for a debugger; a port that dies then takes the suite along",
+        help="run MODULE:OBJECT in this process, for a debugger; a port that crashes then ends the suite, too",
     )
     _judging_options(parser)
 
@@ -70,7 +70,7 @@ def _profile_option(parser: argparse.ArgumentParser, default: str) -> None:
         "--profile",
         action="append",
         choices=[*PROFILES],
-        help=f"a profile, as often as wanted; default: {default}",
+        help=f"profile to judge, may be given several times; default: {default}",
     )
 
 
@@ -96,11 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("case", metavar="CASE", help="a case or law, as list names it")
     _port_options(explain)
     _out_option(explain, "the picture")
-    export = commands.add_parser("export", help="write all inputs to a folder, to be run anywhere")
+    export = commands.add_parser("export", help="write all inputs to a folder, for a port that the suite cannot start")
     export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     _profile_option(export, "all")
     _judging_options(export)
-    answer = commands.add_parser("answer", help="run a port over an exported folder, from where it was left")
+    answer = commands.add_parser("answer", help="run a port over an exported folder; an interrupted run resumes")
     answer.add_argument("folder", type=Path, metavar="DIR", help="an exported folder")
     _adapter_options(answer, default=None)
     answer.add_argument(
@@ -110,9 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("folder", type=Path, metavar="DIR", help="an exported folder")
     _out_option(check, "result.json and the reports")
     mutants = commands.add_parser("mutants", help="try the suite on wrong ports, and on honest variants")
-    mutants.add_argument("--dtype", action="append", choices=DTYPES, help="default: float64 and float32")
-    mutants.add_argument("--only", action="append", metavar="NAME", help="these mutants alone")
-    mutants.add_argument("--jobs", type=int, default=0, help="number of processes; default: one a core")
+    mutants.add_argument(
+        "--dtype",
+        action="append",
+        choices=DTYPES,
+        help="dtype to try, may be given several times; default: float64 and float32",
+    )
+    mutants.add_argument(
+        "--only", action="append", metavar="NAME", help="try this mutant alone; may be given several times"
+    )
+    mutants.add_argument("--jobs", type=int, default=0, metavar="N", help="number of processes; default: one a core")
     _out_option(mutants, "mutants.json")
     report = commands.add_parser("report", help="write the reports of an earlier run again")
     report.add_argument(
@@ -125,20 +132,33 @@ def _parser() -> argparse.ArgumentParser:
     _out_option(report, "the reports")
     new = commands.add_parser("new-adapter", help="write a stub of an adapter that runs at once")
     new.add_argument("kind", choices=("python", "wire"), help="a module, or a program in any language")
-    new.add_argument("folder", type=Path, metavar="DIR", help="folder for the stub")
+    new.add_argument("folder", type=Path, metavar="DIR", help="folder for the stub; its name is the name of the module")
     listing = commands.add_parser("list", help="list cases and laws")
     _profile_option(listing, "all")
     lint = commands.add_parser("lint", help="check the suite itself: vectors, manifest, traceability")
     lint.add_argument("--table", type=Path, metavar="FILE", help="write TRACEABILITY.md from this mutants.json first")
     generate = commands.add_parser("generate", help="freeze the vectors from the reference")
-    generate.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="default tiny_data/vectors")
-    generate.add_argument("--all", action="store_true", help="also those whose recipe has not changed (minutes)")
+    generate.add_argument(
+        "--out", type=Path, default=FOLDER, metavar="DIR", help="folder for the vectors; default tiny_data/vectors"
+    )
+    generate.add_argument(
+        "--all", action="store_true", help="freeze again also the cases whose recipes have not changed (minutes)"
+    )
     return parser
 
 
 def _run_command(args: argparse.Namespace) -> int:
     module, function = COMMANDS[args.command].split(":")
-    exit_code: int = getattr(importlib.import_module(module), function)(args)
+    try:
+        command = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith(("conformance", "storm_ref")):
+            raise
+        raise ValueError(
+            f"{args.command} needs the reference and the tools of its authors, {error.name} is not installed: "
+            "pip install 'storm-ref[dev]'"
+        ) from error
+    exit_code: int = command(args)
     return exit_code
 
 

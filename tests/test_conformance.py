@@ -558,7 +558,7 @@ def test_unit_is_half_an_epsilon() -> None:
         assert unit == torch.finfo(getattr(torch, dtype)).eps / 2
 
 
-# The house.
+# Vectors, layout and the suite itself.
 
 
 def test_readme_example_is_a_port() -> None:

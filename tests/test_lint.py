@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.__main__ import main
+from conformance.__main__ import COMMANDS, main
 from conformance.authoring.lint import problems
 from conformance.authoring.traceability import coverage, read_kills, record_kills, table, uncovered
 from conformance.cases import all_recipes
@@ -23,6 +23,16 @@ def test_main_lint_says_that_nothing_is_wrong(capsys: pytest.CaptureFixture[str]
     """Vectors, manifest, targets, operations, profiles and TRACEABILITY.md agree."""
     assert main(["lint"]) == 0
     assert re.search(r"\d+ cases and \d+ laws, \d+ of them public; 0 problems", capsys.readouterr().out)
+
+
+def test_main_names_a_package_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lean install lacks the packages of the suite's authors: the message has the remedy, and no traceback."""
+    monkeypatch.setitem(COMMANDS, "lint", "absent_package.authoring:command")
+    assert main(["lint"]) == 2
+    message = capsys.readouterr().err
+    assert "absent_package is not installed" in message and "storm-ref[dev]" in message and "Traceback" not in message
 
 
 def test_reasons_are_for_requirements_that_need_one() -> None:

@@ -28,9 +28,9 @@ SHOWN = 4  # mutants recorded for a requirement that no mutant is made for
 OPENING = """# Traceability
 
 For every requirement of the specification, this table lists the cases and laws that hold a port to it, and the wrong
-ports of the catalogue that they catch: those made for the requirement where there are such, else a few others. A MUST
-that lacks either says why. `python -m conformance lint --table FILE` renders it from the mutants.json of a full
-`python -m conformance mutants`; a test compares it with the suite.
+ports of the catalogue that they catch: those made for the requirement, or a few others where none is. Where a MUST has
+no case, law or wrong port, its row gives the reason. `python -m conformance lint --table FILE` renders the table from
+the mutants.json of a full `python -m conformance mutants`; a test compares it with the suite.
 """
 
 

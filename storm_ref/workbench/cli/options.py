@@ -118,7 +118,7 @@ def _add_training(command: argparse.ArgumentParser) -> Any:
         "--static",
         type=_names,
         metavar="A,B",
-        help="constant fields that the network is given (default: all of the record)",
+        help="constant fields that the network is conditioned on (default: all of the record)",
     )
     group.add_argument(
         "--time-step",
@@ -131,7 +131,7 @@ def _add_training(command: argparse.ArgumentParser) -> Any:
         "--patch", type=_size, metavar="HxW", help="grid points of a token (default: chosen from the grid)"
     )
     for option, default, text in (
-        ("--frames", settings.frames, "number of past frames that the network is given"),
+        ("--frames", settings.frames, "number of past frames that the network is conditioned on"),
         ("--width", settings.width, "width of the network's embedding"),
         ("--depth", settings.depth, "number of the network's blocks"),
         (
@@ -155,7 +155,7 @@ def _add_training(command: argparse.ArgumentParser) -> Any:
         "--season",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="give the network the time of year, or do not (default: only if the record covers a year)",
+        help="condition the network on the time of year, or do not (default: only if the record covers a year)",
     )
     return group
 
@@ -205,7 +205,8 @@ def _add_mesh(command: argparse.ArgumentParser) -> Any:
         "--mesh",
         type=_mesh,
         metavar="AXES",
-        help="divide the work among the processes that torchrun started, such as ddp=1,fsdp=1,tile=2,tp=2",
+        help="sizes of the axes over which the processes that torchrun started divide the work, such as tile=2,tp=2; "
+        "an axis that is left out has size 1",
     )
     group.add_argument(
         "--timeout",
@@ -278,7 +279,7 @@ def _add_assimilate(command: argparse.ArgumentParser) -> None:
     given.add_argument(
         "--mask",
         metavar="NAME",
-        help="observe the record, with no errors added, where this constant field of it is above 1/2",
+        help="observe the grid points where this constant field of the record is above 1/2, without adding errors",
     )
     _add_sampling(command)
     _add_tiles(command, "those of the model")
