@@ -201,7 +201,16 @@ def _block_identity(port: Port, draw: Draw) -> None:
 def _law(
     name: str, op: str, check: Any, meaning: str, *requirements: str, targets: tuple[str, ...] = (), examples: int = 12
 ) -> Law:
-    return Law(f"attention/law-{name}", requirements, CORE, (op,), meaning, check, targets, examples)
+    return Law(
+        f"attention/law-{name}",
+        requirements,
+        profiles=CORE,
+        ops=(op,),
+        meaning=meaning,
+        check=check,
+        targets=targets,
+        examples=examples,
+    )
 
 
 LAWS = (

@@ -333,8 +333,8 @@ def analysis(inputs: Arrays, params: Params) -> Mapping[str, Any]:
 
     def denoiser(flat: Array, sigma: float) -> Array:
         given = {"x": flat.reshape(latents.shape), "sigma": np.full(len(flat), sigma)}
-        found: Array = evaluate({**inputs, **given}, params)[name]
-        return found.reshape(flat.shape)
+        denoised: Array = evaluate({**inputs, **given}, params)[name]
+        return denoised.reshape(flat.shape)
 
     noises = inputs.get("noises")
     rows = None if noises is None else noises.reshape(*noises.shape[:2], -1)
