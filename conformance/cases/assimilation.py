@@ -148,11 +148,11 @@ def _forecasts() -> list[Recipe]:
     ]  # fmt: skip
 
 
-# What the methods end at in the limit of many steps.
+# The limits of many steps, for each method.
 
 
 def _end(sigmas: Array, ratio: Callable[[float], float]) -> float:
-    """What the sampler makes of a latent of 1 when the denoised mean is ratio(sigma) x."""
+    """Return what the sampler turns a latent of 1 into when the denoised mean is ratio(sigma) x."""
     levels = sigmas.tolist()
     x = float(levels[0])
     for now, after in pairwise(levels):

@@ -148,7 +148,7 @@ def _attention(
 
 
 def _seen(name: str, window: Window, meaning: str, *targets: str) -> Recipe:
-    """All scores are equal and value i is the i-th unit vector: y shows whom each token sees, as 1 / count."""
+    """With equal scores and unit vectors as values, y shows which tokens each token attends to, as 1 / count."""
     n = window["rows"] * window["cols"]
     rows = [visible(window, token) for token in range(n)]
     y = np.array([[(other in seen) / len(seen) for other in range(n)] for seen in rows])

@@ -28,7 +28,7 @@ def axis(length: int, core: int = 0, halo: int = 0, periodic: bool = False, patc
 
 
 def lengths(a: Mapping[str, Any]) -> Counter[int]:
-    """How many tiles have which length, in tokens."""
+    """Count the tiles of each length, in tokens."""
     n, core, halo = (a[name] // a["patch"] for name in ("length", "core", "halo"))
 
     def sees(start: int, point: int) -> bool:

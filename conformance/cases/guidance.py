@@ -213,7 +213,7 @@ def _methods() -> list[Recipe]:
 
 
 def _geometry() -> list[Recipe]:
-    """What is observed: one point often, more than there is, one thing alone, with errors of all sizes."""
+    """Observe one point often, more values than the state has, one value alone, with errors of all sizes."""
     point = [[0.0, 1.0, 0.0]] * 3 + [[1.0, 1.0, 0.0], [0.0, 0.5, 0.5]]
     often = _at(seen_by(710, point, [0.5, 0.25, 4.0, 1.0, 0.3]), SIGMA, 711)
     wide = _at(problem(712) | {"variance": np.array([1e-3, 1.0, 1e3])}, SIGMA, 713)

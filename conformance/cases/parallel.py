@@ -235,7 +235,7 @@ DENOISE = Chain("a network on tiles and their blend, on many ranks as on one")
 
 
 def _known(c: Mapping[str, Any], y: Axis, x: Axis, sigma: Sequence[float], seed: int) -> dict[str, Array]:
-    """All inputs of `denoise_tiled`, every sample with static fields and a history of its own."""
+    """Make the inputs of `denoise_tiled`, every sample with static fields and a history of its own."""
     age = [[6.0 + 5 * i, 30.0 - 4 * i] for i in range(len(sigma))]
     return network_inputs(c, (y["length"], x["length"]), sigma, age, seed)
 

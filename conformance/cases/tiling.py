@@ -419,7 +419,7 @@ def _refused_states(a: Axis, turned: bool) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _refusals() -> list[Recipe]:
-    """What TILE-1 to TILE-3 forbid: all of it by the tiled denoiser, a part by the fine operation alone."""
+    """The tiled denoiser refuses all that TILE-1 to TILE-3 forbid; the geometry alone refuses a part of it."""
     cases = []
     for i, (name, requirement, bad, good, why, meaning) in enumerate(_offences()):
         inputs, params = _refused_states(bad, i % 2 == 1)

@@ -29,7 +29,7 @@ U = 2.0**-53
 
 
 def factor(sigmas: Array, c: float) -> float:
-    """What the sampler makes of a latent of 1 where the denoiser is c / (c + sigma^2) x."""
+    """Return what the sampler turns a latent of 1 into where the denoiser is c / (c + sigma^2) x."""
     levels = sigmas.tolist()
     x: float = levels[0]
     for now, after in pairwise(levels):
@@ -65,7 +65,7 @@ def _problem(draw: Draw, members: int) -> dict[str, Array]:
 
 
 def _limit(inputs: Arrays, params: dict[str, Any], latents: Array) -> float:
-    """Of a run of the sampler on these latents."""
+    """Bound the rounding error of a run of the sampler on these latents."""
     levels = SIGMAS[:-1]
     largest = (1 + float(np.abs(latents).max(initial=0.0))) * (1 + levels[:, None]) * np.ones(len(inputs["mean"]))
     at = {**inputs, "x": largest, "sigma": levels}

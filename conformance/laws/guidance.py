@@ -53,7 +53,7 @@ def _norm(a: Array) -> float:
 
 
 def guidance_limit(inputs: Arrays, params: dict[str, Any]) -> float:
-    """How far two honest guided means of these inputs may lie apart."""
+    """Bound the distance between two correct guided means of these inputs."""
     return max(_limit_at(inputs, params, x, float(s)) for x, s in zip(inputs["x"], inputs["sigma"], strict=True))
 
 

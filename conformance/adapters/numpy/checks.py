@@ -1,4 +1,4 @@
-"""What the NumPy port refuses, [CONV-10]: each message names the thing, the value seen and the remedy."""
+"""Checks of the NumPy port's inputs, [CONV-10]: each message names the thing, the value seen and the remedy."""
 
 from collections.abc import Mapping
 from typing import Any
