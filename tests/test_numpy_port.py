@@ -117,11 +117,11 @@ def test_jacobian_closed_form() -> None:
     def function(z: Array, copies: int) -> Array:
         return np.stack([np.sin(z[:, 0]), z[:, 0] * z[:, 1], np.exp(z[:, 1])], axis=1)
 
-    value, slope = jacobian(function, x)
+    value, derivative = jacobian(function, x)
     zero = np.zeros(2)
     columns = [[np.cos(x[:, 0]), zero], [x[:, 1], x[:, 0]], [zero, np.exp(x[:, 1])]]
     assert np.array_equal(value, function(x, 1))
-    np.testing.assert_allclose(slope, np.moveaxis(np.array(columns), 2, 0), rtol=4e-16)
+    np.testing.assert_allclose(derivative, np.moveaxis(np.array(columns), 2, 0), rtol=4e-16)
 
 
 @pytest.mark.parametrize("function", [tokens.gelu, tokens.sigmoid, tokens.softplus, tokens.silu])
@@ -148,8 +148,8 @@ def test_gradients_finite_differences() -> None:
                 weight = inputs[name].copy()
                 weight.flat[index] += sign * step
                 values.append(float(run("loss", {**inputs, name: weight}, **settings)["loss"]))
-            slope = outputs[f"gradients.{name.removeprefix('weights.')}"].flat[index]
-            assert abs(slope - (values[0] - values[1]) / (2 * step)) < 1e-6, name
+            gradient = outputs[f"gradients.{name.removeprefix('weights.')}"].flat[index]
+            assert abs(gradient - (values[0] - values[1]) / (2 * step)) < 1e-6, name
 
 
 def test_gradients_float32_near_float64() -> None:
@@ -179,8 +179,8 @@ def test_guided_denoise_finite_differences() -> None:
     for point in (5, 6, 21, 40, 63):
         change = np.zeros_like(inputs["x"])
         change.flat[point] = step
-        slope = (reading(inputs["x"] + change) - reading(inputs["x"] - change)) / (2 * step)
-        assert abs(moved.flat[point] - factor * slope) < 1e-7 * max(1, abs(factor))
+        gradient = (reading(inputs["x"] + change) - reading(inputs["x"] - change)) / (2 * step)
+        assert abs(moved.flat[point] - factor * gradient) < 1e-7 * max(1, abs(factor))
     assert np.abs(moved).max() > 0.1
 
 

@@ -50,9 +50,9 @@ def _heun(denoise: Denoise, latents: Array, sigmas: Array, churn: Mapping[str, f
         hat = now * (1 + gamma)
         if gamma > 0 and noises is not None:
             x = x + mp.sqrt(hat**2 - now**2) * mpf(churn.get("s_noise", 1.0)) * digits(noises[i])
-        slope = (x - denoise(x, hat)) / hat
-        euler = x + (after - hat) * slope
-        x = euler if after == 0 else x + (after - hat) / 2 * (slope + (euler - denoise(euler, after)) / after)
+        d = (x - denoise(x, hat)) / hat
+        euler = x + (after - hat) * d
+        x = euler if after == 0 else x + (after - hat) / 2 * (d + (euler - denoise(euler, after)) / after)
     return x
 
 
@@ -79,17 +79,11 @@ def _ensemble(
 ) -> Recipe:  # fmt: skip
     settings = {"churn": {}, "together": 2} | dict(params)
     return Recipe(
-        f"assimilation/{name}",
-        "assimilate",
-        requirements=requirements,
+        f"assimilation/{name}", "assimilate", requirements=requirements,
         profiles=("smoke", "guidance") if smoke else ("guidance",),
-        judge=Chain("a few steps of the sampler around the guided mean"),
-        meaning=meaning,
-        inputs=inputs,
-        params=settings,
-        expected=_drawn(inputs, settings),
-        targets=targets,
-    )
+        judge=Chain("a few steps of the sampler around the guided mean"), meaning=meaning, inputs=inputs,
+        params=settings, expected=_drawn(inputs, settings), targets=targets,
+    )  # fmt: skip
 
 
 def _posteriors() -> list[Recipe]:
@@ -156,9 +150,9 @@ def _end(sigmas: Array, ratio: Callable[[float], float]) -> float:
     levels = sigmas.tolist()
     x = float(levels[0])
     for now, after in pairwise(levels):
-        slope = x * (1 - ratio(now)) / now
-        euler = x + (after - now) * slope
-        x = euler if after == 0 else x + (after - now) * (slope + euler * (1 - ratio(after)) / after) / 2
+        d = x * (1 - ratio(now)) / now
+        euler = x + (after - now) * d
+        x = euler if after == 0 else x + (after - now) * (d + euler * (1 - ratio(after)) / after) / 2
     return x
 
 
@@ -169,8 +163,8 @@ def _variance_case(
     sigmas = schedule(32)
 
     def ratio(sigma: float) -> float:
-        slope = 1 / (1 + sigma**2)
-        return slope * (1 - sigma**2 * slope * weight(sigma**2))
+        jacobian = 1 / (1 + sigma**2)
+        return jacobian * (1 - sigma**2 * jacobian * weight(sigma**2))
 
     limit = math.sqrt(variance)
     distance = abs(_end(sigmas, ratio) - limit)
@@ -185,19 +179,13 @@ def _variance_case(
         "latents": np.array([[1.0], [0.0]]),
     }
     return Recipe(
-        f"assimilation/{name}",
-        "assimilate",
+        f"assimilation/{name}", "assimilate",
         requirements=(
-            "GUIDE-9" if params["method"] == "dps" else "GUIDE-3" if params["method"] == "pigdm" else "GUIDE-4",
-            "DA-1",
+            "GUIDE-9" if params["method"] == "dps" else "GUIDE-3" if params["method"] == "pigdm" else "GUIDE-4", "DA-1",
         ),
-        profiles=("guidance",),
-        judge=Bound(2 * distance / U, why, scale=1.0),
-        meaning=meaning,
-        inputs=inputs,
-        params=dict(params) | {"churn": {}, "together": 2},
-        expected={"samples": np.array([[limit], [0.0]])},
-    )
+        profiles=("guidance",), judge=Bound(2 * distance / U, why, scale=1.0), meaning=meaning, inputs=inputs,
+        params=dict(params) | {"churn": {}, "together": 2}, expected={"samples": np.array([[limit], [0.0]])},
+    )  # fmt: skip
 
 
 def _variances() -> list[Recipe]:
@@ -238,16 +226,12 @@ def _posterior_moments() -> Recipe:
     distance = float(np.abs(np.array(factors) - np.sqrt(values)).max()) + float(shift)
     why = f"40 steps from sigma = 80 end {distance:.2g} from Bayes, by the factors of each eigenvector; twice that"
     return Recipe(
-        "assimilation/posterior-moments",
-        "assimilate",
-        requirements=("DA-1", "GUIDE-8"),
-        profiles=("guidance",),
+        "assimilation/posterior-moments", "assimilate", requirements=("DA-1", "GUIDE-8"), profiles=("guidance",),
         judge=Bound(2 * distance / U, why, scale=1.0),
-        meaning="mean or covariance of the ensemble are not Bayes': another method, or a wrong variance",
-        inputs=inputs,
+        meaning="mean or covariance of the ensemble are not Bayes': another method, or a wrong variance", inputs=inputs,
         params=METHODS["mmps"] | {"churn": {}, "together": 5},
         expected={"samples": mean + np.vstack([np.zeros(4), root])},
-    )
+    )  # fmt: skip
 
 
 def _refusals() -> list[Recipe]:
@@ -329,33 +313,22 @@ def _cycle(name: str, method: str, frames: int, observed: list[bool], meaning: s
     }
     params = METHODS[method] | {"observed": observed}
     return Recipe(
-        f"assimilation/{name}",
-        "cycle",
-        requirements=("DA-4", "DA-1", "DA-2"),
+        f"assimilation/{name}", "cycle", requirements=("DA-4", "DA-1", "DA-2"),
         profiles=("smoke", "guidance") if smoke else ("guidance",),
-        judge=Chain("analyses of a few steps, each fed the ones before it"),
-        meaning=meaning,
-        inputs=inputs,
-        params=params,
-        expected=_states(inputs, params),
+        judge=Chain("analyses of a few steps, each fed the ones before it"), meaning=meaning, inputs=inputs,
+        params=params, expected=_states(inputs, params),
         targets=("history_ensemble_mean", "history_not_moved", "history_newest_first", "history_of_first_member"),
-    )
+    )  # fmt: skip
 
 
 def _no_history() -> Recipe:
     valid = _cycle("cycle-no-history", "sda", 1, [True], "")
     empty = {"history": np.zeros((0, 3, 3)), "model": np.zeros((0, 3, 3))}
     return Recipe(
-        "assimilation/refuses-no-history",
-        "cycle",
-        requirements=("DA-4", "CONV-10"),
-        profiles=("guidance",),
-        judge=MustReject("a cycle without a past frame"),
-        meaning="a cycle from nothing is returned",
-        inputs={**valid.inputs, **empty},
-        params=valid.params,
-        valid_counterpart=(valid.inputs, valid.params),
-    )
+        "assimilation/refuses-no-history", "cycle", requirements=("DA-4", "CONV-10"), profiles=("guidance",),
+        judge=MustReject("a cycle without a past frame"), meaning="a cycle from nothing is returned",
+        inputs={**valid.inputs, **empty}, params=valid.params, valid_counterpart=(valid.inputs, valid.params),
+    )  # fmt: skip
 
 
 def _cycles() -> list[Recipe]:
@@ -393,17 +366,11 @@ def _moments(inputs: Arrays) -> dict[str, Array]:
 
 def _linear(name: str, inputs: Arrays, meaning: str) -> Recipe:
     return Recipe(
-        f"assimilation/{name}",
-        "linear_cycle",
-        requirements=("DA-1", "DA-5"),
-        profiles=("guidance",),
-        judge=Chain("the gain, and a few products of small matrices a cycle"),
-        meaning=meaning,
-        inputs=inputs,
-        params={},
-        expected=_moments(inputs),
+        f"assimilation/{name}", "linear_cycle", requirements=("DA-1", "DA-5"), profiles=("guidance",),
+        judge=Chain("the gain, and a few products of small matrices a cycle"), meaning=meaning, inputs=inputs,
+        params={}, expected=_moments(inputs),
         targets=("kalman_gain", "q_and_r_swapped", "posterior_covariance_without_history"),
-    )
+    )  # fmt: skip
 
 
 def _linear_cycles() -> list[Recipe]:
@@ -443,17 +410,11 @@ def _scalar_cycle() -> Recipe:
     inputs = {name: np.array([[value]]) for name, value in numbers.items()}
     inputs |= {"mean": np.array([2.0]), "observations": np.array([[4.0], [-2.0], [1.0]])}
     return Recipe(
-        "assimilation/scalar-cycle",
-        "linear_cycle",
-        requirements=("DA-5",),
-        profiles=("smoke", "guidance"),
+        "assimilation/scalar-cycle", "linear_cycle", requirements=("DA-5",), profiles=("smoke", "guidance"),
         judge=Bound(32, "three cycles of four roundings on numbers below 8", scale=8.0),
-        meaning="R and Q are swapped in the gain, or taken as standard deviations",
-        inputs=inputs,
-        params={},
-        expected={"means": np.array(means), "covariances": np.array(covs)},
-        targets=("kalman_gain", "q_and_r_swapped"),
-    )
+        meaning="R and Q are swapped in the gain, or taken as standard deviations", inputs=inputs, params={},
+        expected={"means": np.array(means), "covariances": np.array(covs)}, targets=("kalman_gain", "q_and_r_swapped"),
+    )  # fmt: skip
 
 
 # The whole of STORM: a network by tiles, sampled, with and without observations.
@@ -480,15 +441,9 @@ def _analysis_case(
 ) -> Recipe:
     why = Chain("three steps of the sampler around a tiled network, and guidance in them")
     return Recipe(
-        f"assimilation/analysis-{name}",
-        "analysis",
-        requirements=requirements,
-        profiles=profiles,
-        judge=why,
-        meaning=meaning,
-        inputs=inputs,
-        params=params,
-    )
+        f"assimilation/analysis-{name}", "analysis", requirements=requirements, profiles=profiles, judge=why,
+        meaning=meaning, inputs=inputs, params=params,
+    )  # fmt: skip
 
 
 def _analyses() -> list[Recipe]:

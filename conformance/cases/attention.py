@@ -58,17 +58,9 @@ def _gate(
 ) -> Recipe:
     inputs = {"sigma": np.array(sigma), "alpha": np.array(alpha, np.float64), "beta": np.array(beta, np.float64)}
     return Recipe(
-        f"attention/{name}",
-        "gate",
-        requirements=("ATT-4",),
-        profiles=CORE,
-        judge=bound,
-        meaning=meaning,
-        inputs=inputs,
-        params={},
-        expected={"gamma": gate(**inputs)},
-        targets=targets,
-    )
+        f"attention/{name}", "gate", requirements=("ATT-4",), profiles=CORE, judge=bound, meaning=meaning,
+        inputs=inputs, params={}, expected={"gamma": gate(**inputs)}, targets=targets,
+    )  # fmt: skip
 
 
 def _gates() -> list[Recipe]:
@@ -135,16 +127,9 @@ def _attention(
     requirements = ("ATT-1",) if window is None else ("ATT-1", "ATT-6")
     chain = Chain("scores, a softmax over keys, a weighted sum")
     return Recipe(
-        f"attention/{name}",
-        "attention",
-        requirements=requirements,
-        profiles=CORE,
-        judge=chain,
-        meaning=meaning,
-        inputs=inputs,
-        params={"window": window},
-        targets=targets,
-    )
+        f"attention/{name}", "attention", requirements=requirements, profiles=CORE, judge=chain, meaning=meaning,
+        inputs=inputs, params={"window": window}, targets=targets,
+    )  # fmt: skip
 
 
 def _seen(name: str, window: Window, meaning: str, *targets: str) -> Recipe:
@@ -242,16 +227,9 @@ def _block(
     requirements = ("ATT-1", "ATT-2", "ATT-3", "ATT-4", "ATT-5") + (("ATT-6",) if window else ())
     chain, params = Chain("three sub-layers, each behind a layer norm"), {"heads": heads, "window": window}
     return Recipe(
-        f"attention/{name}",
-        "block",
-        requirements=requirements,
-        profiles=CORE,
-        judge=chain,
-        meaning=meaning,
-        inputs=inputs,
-        params=params,
-        targets=targets,
-    )
+        f"attention/{name}", "block", requirements=requirements, profiles=CORE, judge=chain, meaning=meaning,
+        inputs=inputs, params=params, targets=targets,
+    )  # fmt: skip
 
 
 def _without_gates() -> Recipe:

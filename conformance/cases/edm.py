@@ -1,9 +1,9 @@
 """Cases of chapter 6: schedule, coefficients, the sampler, training noise, the loss and its gradients.
 
 Expected values come from 50-digit decimal arithmetic, rounded once. A Gaussian prior with covariance V diag(l) V^T, V
-a Hadamard matrix and l powers of two, is exact in binary and falls into one number a mode: on a mode the slope of
-EDM-7 is y s / (l + s^2). A network whose output layer is zero has D = c_skip x, so its loss and the slope of the loss
-by its output bias are sums that can be written down. The loss and gradients of other networks are the reference's.
+a Hadamard matrix and l powers of two, is exact in binary and falls into one number a mode: on a mode d of EDM-7 is
+y s / (l + s^2). A network whose output layer is zero has D = c_skip x, so its loss and the gradient of the loss by its
+output bias are sums that can be written down. The loss and gradients of other networks are the reference's.
 """
 
 import math
@@ -67,13 +67,11 @@ def _schedules() -> list[Recipe]:
     for name, steps, settings, meaning in rows:
         low, high = settings.get("sigma_min", 0.002), settings.get("sigma_max", 80.0)
         rho, profiles = settings.get("rho", 7.0), ("edm", "smoke") if name == "default" else ("edm",)
-        cases.append(
-            Recipe(
-                f"edm/schedule-{name}", "schedule", requirements=("EDM-5", "NUM-2"), profiles=profiles,
-                judge=_levels_ulp(low, high, rho), meaning=meaning, inputs={}, params={"steps": steps} | settings,
-                expected={"sigmas": schedule(steps, low, high, rho)},
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"edm/schedule-{name}", "schedule", requirements=("EDM-5", "NUM-2"), profiles=profiles,
+            judge=_levels_ulp(low, high, rho), meaning=meaning, inputs={}, params={"steps": steps} | settings,
+            expected={"sigmas": schedule(steps, low, high, rho)},
+        ))  # fmt: skip
     return cases
 
 
@@ -105,23 +103,19 @@ def _preconditions() -> list[Recipe]:
         for name, sd in (("half", 0.5), ("one", 1.0), ("two", 2.0))
     ]  # fmt: skip
     exact = {"c_skip": np.array([0.5]), "c_noise": np.zeros(1), "loss_weight": np.array([2.0])}
-    cases.append(
-        Recipe(
-            "edm/coefficients-unit", "precondition", requirements=("EDM-2", "EDM-3"), profiles=("edm",),
-            judge=Ulp(2, "sigma = sigma_data = 1: 1/2, 0 and 2, with one rounding in a root and its square"),
-            meaning="c_skip, c_noise or the loss weight is another formula's", inputs={"sigma": np.ones(1)},
-            params={"sigma_data": 1.0}, expected=exact,
-        )
-    )  # fmt: skip
+    cases.append(Recipe(
+        "edm/coefficients-unit", "precondition", requirements=("EDM-2", "EDM-3"), profiles=("edm",),
+        judge=Ulp(2, "sigma = sigma_data = 1: 1/2, 0 and 2, with one rounding in a root and its square"),
+        meaning="c_skip, c_noise or the loss weight is another formula's", inputs={"sigma": np.ones(1)},
+        params={"sigma_data": 1.0}, expected=exact,
+    ))  # fmt: skip
     for name, bad in (("zero", 0.0), ("negative", -1.0)):
-        cases.append(
-            Recipe(
-                f"edm/coefficients-refuse-{name}", "precondition", requirements=("EDM-2",), profiles=("edm",),
-                judge=MustReject(f"sigma = {bad:g} has no logarithm"),
-                meaning="sigma <= 0 gives inf or NaN instead of an error", inputs={"sigma": np.array([1.0, bad])},
-                params={"sigma_data": 1.0}, valid_counterpart=({"sigma": np.array([1.0, 2.0])}, {"sigma_data": 1.0}),
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"edm/coefficients-refuse-{name}", "precondition", requirements=("EDM-2",), profiles=("edm",),
+            judge=MustReject(f"sigma = {bad:g} has no logarithm"),
+            meaning="sigma <= 0 gives inf or NaN instead of an error", inputs={"sigma": np.array([1.0, bad])},
+            params={"sigma_data": 1.0}, valid_counterpart=({"sigma": np.array([1.0, 2.0])}, {"sigma_data": 1.0}),
+        ))  # fmt: skip
     return cases
 
 
@@ -139,11 +133,11 @@ def _mode_step(
     if gamma > 0:
         assert noise is not None
         y = y + (hat**2 - now**2).sqrt() * Decimal(churn.get("s_noise", 1)) * noise
-    slope = y * (hat / (spectrum + hat**2))
-    euler: Array = y + (after - hat) * slope
+    d = y * (hat / (spectrum + hat**2))
+    euler: Array = y + (after - hat) * d
     if after == 0:
         return euler
-    trapezoid: Array = y + (after - hat) * (slope + euler * (after / (spectrum + after**2))) / 2
+    trapezoid: Array = y + (after - hat) * (d + euler * (after / (spectrum + after**2))) / 2
     return trapezoid
 
 
@@ -207,13 +201,11 @@ def _samples() -> list[Recipe]:
     for i, (name, requirements, spectrum, sigmas, members, churn, meaning) in enumerate(rows):
         inputs = _gauss(spectrum, sigmas, members, 600 + i, bool(churn))
         profiles = ("edm", "smoke") if name == "sample" else ("edm",)
-        cases.append(
-            Recipe(
-                f"edm/{name}", "sample", requirements=requirements, profiles=profiles,
-                judge=Chain("the steps of the sampler"), meaning=meaning, inputs=inputs, params={"churn": churn},
-                expected={"samples": _exact_samples(inputs, spectrum, churn)},
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"edm/{name}", "sample", requirements=requirements, profiles=profiles,
+            judge=Chain("the steps of the sampler"), meaning=meaning, inputs=inputs, params={"churn": churn},
+            expected={"samples": _exact_samples(inputs, spectrum, churn)},
+        ))  # fmt: skip
     return [*cases, _one_step()]
 
 
@@ -259,13 +251,11 @@ def _steps() -> list[Recipe]:
     for name, inputs, now, after, churn, meaning in rows:
         params = {"sigma": now, "next": after, "steps": 5, "churn": churn}
         expected = {"x": _exact_step(inputs, spectrum, now, after, churn)}
-        cases.append(
-            Recipe(
-                f"edm/step-{name}", "sampler_step", requirements=("EDM-6", "EDM-7"), profiles=("edm",),
-                judge=Chain("one step of the sampler"), meaning=meaning, inputs=inputs, params=params,
-                expected=expected,
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"edm/step-{name}", "sampler_step", requirements=("EDM-6", "EDM-7"), profiles=("edm",),
+            judge=Chain("one step of the sampler"), meaning=meaning, inputs=inputs, params=params,
+            expected=expected,
+        ))  # fmt: skip
     return cases
 
 
@@ -415,7 +405,7 @@ def _masked(inputs: Arrays, seed: int) -> dict[str, Array]:
 
 
 def _silent_loss(inputs: Arrays, sigma_data: float) -> tuple[float, float, Array]:
-    """[EDM-3], [EDM-11] for F = 0 in 50 digits: the loss, the scale of its rounding, and its slope by F.
+    """[EDM-3], [EDM-11] for F = 0 in 50 digits: the loss, the scale of its rounding, and its gradient by F.
 
     Rounding: D - x is a difference of numbers that may be much larger than itself, and is squared.
     """
@@ -431,8 +421,8 @@ def _silent_loss(inputs: Arrays, sigma_data: float) -> tuple[float, float, Array
         loss = (weight * error**2)[valid].sum() / count
         scale = (weight * np.abs(error) * size)[valid].sum() / count
         root = np.vectorize(lambda value: value.sqrt(), otypes=[object])(total)
-        slope = np.where(valid, 2 * weight * (sigma * sd / root) * error / count, 0)
-        return float(loss), float(scale), slope.astype(np.float64)
+        gradient = np.where(valid, 2 * weight * (sigma * sd / root) * error / count, 0)
+        return float(loss), float(scale), gradient.astype(np.float64)
 
 
 def _training_params(c: Mapping[str, Any]) -> dict[str, Any]:
@@ -455,13 +445,11 @@ def _silent_losses() -> list[Recipe]:
         inputs = _masked(inputs, 640) if masked else inputs
         loss, scale, _ = _silent_loss(inputs, sd)
         why = "twelve roundings of each point's D - x and its square, and the mean of at most 36 points"
-        cases.append(
-            Recipe(
-                f"edm/{name}", "loss", requirements=("EDM-3", "EDM-9", "EDM-11") if masked else ("EDM-3", "EDM-9"),
-                profiles=("train", "smoke") if i == 0 else ("train",), judge=Bound(24 + 36, why, scale),
-                meaning=meaning, inputs=inputs, params=_training_params(c), expected={"loss": np.array(loss)},
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"edm/{name}", "loss", requirements=("EDM-3", "EDM-9", "EDM-11") if masked else ("EDM-3", "EDM-9"),
+            profiles=("train", "smoke") if i == 0 else ("train",), judge=Bound(24 + 36, why, scale),
+            meaning=meaning, inputs=inputs, params=_training_params(c), expected={"loss": np.array(loss)},
+        ))  # fmt: skip
     return cases
 
 
@@ -477,18 +465,16 @@ def _losses() -> list[Recipe]:
         c = tiny(sigma_data=sd, channels=2)
         inputs = loss_inputs(c, (2, 6), sigma, 650 + i)
         inputs = _masked(inputs, 660) if masked else inputs
-        cases.append(
-            Recipe(
-                f"edm/{name}", "loss", requirements=("EDM-1", "EDM-3", "EDM-11") if masked else ("EDM-1", "EDM-3"),
-                profiles=("train",), judge=Chain("a network, a difference and the mean of squares"), meaning=meaning,
-                inputs=inputs, params=_training_params(c),
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"edm/{name}", "loss", requirements=("EDM-1", "EDM-3", "EDM-11") if masked else ("EDM-1", "EDM-3"),
+            profiles=("train",), judge=Chain("a network, a difference and the mean of squares"), meaning=meaning,
+            inputs=inputs, params=_training_params(c),
+        ))  # fmt: skip
     return cases
 
 
 def _gradients() -> list[Recipe]:
-    """Slopes by every weight; for a silent network only the output layer has any, and its bias's is a sum."""
+    """Gradients by every weight; for a silent network only the output layer has any, and its bias's is a sum."""
     why = Chain("a network, its loss and the way back")
     rows: list[tuple[str, dict[str, Any], list[float], bool, str]] = [
         ("gradients", {}, [0.4], False, "a part of the network is cut off from the loss, or its slope is another's"),
@@ -502,21 +488,19 @@ def _gradients() -> list[Recipe]:
         c = tiny(**changes)
         inputs = loss_inputs(c, (2, 4), sigma, 670 + i)
         inputs = _masked(inputs, 680) if masked else inputs
-        cases.append(
-            Recipe(
-                f"edm/{name}", "gradients", requirements=("EDM-3", "EDM-11", "ATT-5") if masked else ("EDM-3", "ATT-5"),
-                profiles=("train", "smoke") if i == 0 else ("train",), judge=why, meaning=meaning, inputs=inputs,
-                params=_training_params(c),
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"edm/{name}", "gradients", requirements=("EDM-3", "EDM-11", "ATT-5") if masked else ("EDM-3", "ATT-5"),
+            profiles=("train", "smoke") if i == 0 else ("train",), judge=why, meaning=meaning, inputs=inputs,
+            params=_training_params(c),
+        ))  # fmt: skip
     return [*cases, _silent_gradients(why)]
 
 
 def _silent_gradients(why: Judge) -> Recipe:
     c = tiny(sigma_data=0.5)
     inputs = _masked(silenced(loss_inputs(c, (3, 4), [0.3, 4.0], 690)), 691)
-    loss, _, slope = _silent_loss(inputs, 0.5)
-    cells = slope.reshape(2, 3, 2, 2)  # sample, row, column of patches, column in the patch of 1 x 2
+    loss, _, gradient = _silent_loss(inputs, 0.5)
+    cells = gradient.reshape(2, 3, 2, 2)  # sample, row, column of patches, column in the patch of 1 x 2
     silent = ("embed_state.weight", "memory.query", "blocks.0.gate_beta", "blocks.0.spatial.key.weight")
     expected = {"loss": np.array(loss), "gradients.final.bias": cells.sum((0, 1, 2))}
     expected |= {f"gradients.{name}": np.zeros_like(inputs[f"weights.{name}"]) for name in silent}
@@ -539,14 +523,12 @@ def _refused_training() -> list[Recipe]:
     inputs = loss_inputs(c, (1, 4), [0.5, 1.0], 695)
     for op, bad in (("loss", 0.0), ("loss", -0.5), ("gradients", 0.0)):
         name = f"edm/refuses-{op}-{'zero' if bad == 0 else 'negative'}-sigma"
-        cases.append(
-            Recipe(
-                name, op, requirements=("EDM-2", "EDM-3", "CONV-10"), profiles=("train",),
-                judge=MustReject(f"sigma = {bad:g} has no logarithm"),
-                meaning="a loss of sigma <= 0 is infinite or NaN", inputs=inputs | {"sigma": np.array([0.5, bad])},
-                params=_training_params(c), valid_counterpart=(inputs, _training_params(c)),
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            name, op, requirements=("EDM-2", "EDM-3", "CONV-10"), profiles=("train",),
+            judge=MustReject(f"sigma = {bad:g} has no logarithm"),
+            meaning="a loss of sigma <= 0 is infinite or NaN", inputs=inputs | {"sigma": np.array([0.5, bad])},
+            params=_training_params(c), valid_counterpart=(inputs, _training_params(c)),
+        ))  # fmt: skip
     return cases
 
 

@@ -59,11 +59,11 @@ def observe(inputs: Arrays, state: Array) -> tuple[Array, Array]:
         operator = digits(inputs["operator"])
         return operator @ state, operator
     speeds = [mp.sqrt(state[j] ** 2 + state[k] ** 2) for j, k in inputs["pairs"].tolist()]
-    slope = digits(np.zeros((len(speeds), len(state))))
+    tangent = digits(np.zeros((len(speeds), len(state))))
     for row, ((j, k), speed) in enumerate(zip(inputs["pairs"].tolist(), speeds, strict=True)):
-        slope[row, j] += state[j] / speed
-        slope[row, k] += state[k] / speed
-    return np.array(speeds, dtype=object), slope
+        tangent[row, j] += state[j] / speed
+        tangent[row, k] += state[k] / speed
+    return np.array(speeds, dtype=object), tangent
 
 
 def denoised(mean: Array, prior: Array, x: Array, sigma: Any) -> tuple[Array, Array]:
@@ -97,9 +97,9 @@ def guided(inputs: Arrays, params: Params, x: Array, sigma: Any, mean: Array | N
 
 
 def _correction(inputs: Arrays, state: Array, error: Array, broad: Array, spread: Array) -> Array:
-    seen, slope = observe(inputs, state)
-    weighted = slope.T / error
-    system = digits(np.eye(len(state))) + weighted @ slope @ broad
+    seen, tangent = observe(inputs, state)
+    weighted = tangent.T / error
+    system = digits(np.eye(len(state))) + weighted @ tangent @ broad
     innovation = digits(inputs["value"]) - seen
     correction: Array = spread @ inverse(system) @ weighted @ innovation
     return correction

@@ -98,16 +98,9 @@ def _geometry(name: str, a: Axis, meaning: str, *requirements: str) -> Recipe:
     wanted = requirements or ("TILE-2", "TILE-3")
     judge = Exact("indices")
     return Recipe(
-        f"tiling/geometry-{name}",
-        "tile_geometry",
-        requirements=wanted,
-        profiles=("tiling",),
-        judge=judge,
-        meaning=meaning,
-        inputs={},
-        params=a,
-        expected=expected,
-    )
+        f"tiling/geometry-{name}", "tile_geometry", requirements=wanted, profiles=("tiling",), judge=judge,
+        meaning=meaning, inputs={}, params=a, expected=expected,
+    )  # fmt: skip
 
 
 def _weights(name: str, a: Axis, meaning: str) -> Recipe:
@@ -115,16 +108,9 @@ def _weights(name: str, a: Axis, meaning: str) -> Recipe:
     judge = Ulp(4, why) if a["blend"] else Exact("weights of a hard crop are 0 and 1")
     requirements, expected = ("TILE-4", "TILE-5", "NUM-2"), {"weights": np.concatenate(weights(a))}
     return Recipe(
-        f"tiling/weights-{name}",
-        "tile_weights",
-        requirements=requirements,
-        profiles=("tiling",),
-        judge=judge,
-        meaning=meaning,
-        inputs={},
-        params=a,
-        expected=expected,
-    )
+        f"tiling/weights-{name}", "tile_weights", requirements=requirements, profiles=("tiling",), judge=judge,
+        meaning=meaning, inputs={}, params=a, expected=expected,
+    )  # fmt: skip
 
 
 def _cuts() -> list[Recipe]:
@@ -170,16 +156,9 @@ def _tiled(
     expected = {"denoised": blended(inputs, **params)}
     profiles = ("tiling", "smoke") if smoke else ("tiling",)
     return Recipe(
-        f"tiling/{name}",
-        "tiled_denoise",
-        requirements=tuple(requirements),
-        profiles=profiles,
-        judge=judge,
-        meaning=meaning,
-        inputs=inputs,
-        params=params,
-        expected=expected,
-    )
+        f"tiling/{name}", "tiled_denoise", requirements=tuple(requirements), profiles=profiles, judge=judge,
+        meaning=meaning, inputs=inputs, params=params, expected=expected,
+    )  # fmt: skip
 
 
 def _rounded(y: Axis, x: Axis, d: Mapping[str, float], inputs: Arrays) -> Bound:
@@ -211,18 +190,11 @@ def _exact() -> list[Recipe]:
     ]  # fmt: skip
     return [
         _tiled(
-            name,
-            requirements,
-            y=y,
-            x=x,
-            d=d,
-            meaning=meaning,
-            inputs=_fields(y, x, levels, 510 + i, whole=True),
-            judge=WHOLE,
+            name, requirements, y, x, d, meaning, inputs=_fields(y, x, levels, 510 + i, whole=True), judge=WHOLE,
             smoke=name == "integers",
         )
         for i, (name, requirements, y, x, d, meaning) in enumerate(rows)
-    ]
+    ]  # fmt: skip
 
 
 def _blends() -> list[Recipe]:
@@ -255,9 +227,7 @@ def _blends() -> list[Recipe]:
     cases = []
     for i, (name, requirements, y, x, d, sigma, meaning) in enumerate(rows):
         inputs = _fields(y, x, sigma, 530 + i)
-        cases.append(
-            _tiled(name, requirements, y=y, x=x, d=d, meaning=meaning, inputs=inputs, judge=_rounded(y, x, d, inputs))
-        )
+        cases.append(_tiled(name, requirements, y, x, d, meaning, inputs=inputs, judge=_rounded(y, x, d, inputs)))
     return cases
 
 
@@ -277,16 +247,7 @@ def _cones() -> list[Recipe]:
         inputs["x"] = np.zeros_like(inputs["x"])
         inputs["x"][..., at[0], at[1]] = [[1.0, -2.0]]
         cases.append(
-            _tiled(
-                name,
-                ("TILE-7", "TILE-9"),
-                y=y,
-                x=x,
-                d=d,
-                meaning=meaning,
-                inputs=inputs,
-                judge=_rounded(y, x, d, inputs),
-            )
+            _tiled(name, ("TILE-7", "TILE-9"), y, x, d, meaning, inputs=inputs, judge=_rounded(y, x, d, inputs))
         )
     return cases
 
@@ -423,21 +384,17 @@ def _refusals() -> list[Recipe]:
     cases = []
     for i, (name, requirement, bad, good, why, meaning) in enumerate(_offences()):
         inputs, params = _refused_states(bad, i % 2 == 1)
-        cases.append(
-            Recipe(
-                f"tiling/refuses-{name}", "tiled_denoise", requirements=(requirement, "CONV-10"), profiles=("tiling",),
-                judge=MustReject(why), meaning=meaning, inputs=inputs, params=params,
-                valid_counterpart=_refused_states(good, i % 2 == 1),
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"tiling/refuses-{name}", "tiled_denoise", requirements=(requirement, "CONV-10"), profiles=("tiling",),
+            judge=MustReject(why), meaning=meaning, inputs=inputs, params=params,
+            valid_counterpart=_refused_states(good, i % 2 == 1),
+        ))  # fmt: skip
         if i < 6:
-            cases.append(
-                Recipe(
-                    f"tiling/geometry-refuses-{name}", "tile_geometry", requirements=(requirement,),
-                    profiles=("tiling",), judge=MustReject(why), meaning=meaning, inputs={}, params=bad,
-                    valid_counterpart=({}, good),
-                )
-            )  # fmt: skip
+            cases.append(Recipe(
+                f"tiling/geometry-refuses-{name}", "tile_geometry", requirements=(requirement,),
+                profiles=("tiling",), judge=MustReject(why), meaning=meaning, inputs={}, params=bad,
+                valid_counterpart=({}, good),
+            ))  # fmt: skip
     return [*cases, *_other_grids(), *_network_refusals()]
 
 
@@ -450,13 +407,11 @@ def _other_grids() -> list[Recipe]:
         ("larger", 20, "a state is cropped to the tiling"),
     ):
         other = {key: np.resize(v, (*v.shape[:-1], columns)) if v.ndim > 1 else v for key, v in inputs.items()}
-        cases.append(
-            Recipe(
-                f"tiling/refuses-{name}-grid", "tiled_denoise", requirements=("TILE-6", "CONV-10"),
-                profiles=("tiling",), judge=MustReject(f"the state has {columns} columns, the tiling 16"),
-                meaning=meaning, inputs=other, params=params, valid_counterpart=(inputs, params),
-            )
-        )  # fmt: skip
+        cases.append(Recipe(
+            f"tiling/refuses-{name}-grid", "tiled_denoise", requirements=("TILE-6", "CONV-10"),
+            profiles=("tiling",), judge=MustReject(f"the state has {columns} columns, the tiling 16"),
+            meaning=meaning, inputs=other, params=params, valid_counterpart=(inputs, params),
+        ))  # fmt: skip
     return cases
 
 
@@ -470,13 +425,11 @@ def _network_refusals() -> list[Recipe]:
             own = c | {"patch": [1, bad["patch"]]}
             inputs = network_inputs(own, (2, bad["length"]), [1.0], [[6.0]], 595)
             params = {"config": own, "chunk": 1, "periodic": bad["periodic"], "y": plain, "together": 4}
-            cases.append(
-                Recipe(
-                    f"tiling/network-refuses-{name}", "denoise_tiled", requirements=(requirement, "CONV-10"),
-                    profiles=("tiling",), judge=MustReject(why), meaning=meaning, inputs=inputs,
-                    params=params | {"x": bad}, valid_counterpart=(inputs, params | {"x": good}),
-                )
-            )  # fmt: skip
+            cases.append(Recipe(
+                f"tiling/network-refuses-{name}", "denoise_tiled", requirements=(requirement, "CONV-10"),
+                profiles=("tiling",), judge=MustReject(why), meaning=meaning, inputs=inputs,
+                params=params | {"x": bad}, valid_counterpart=(inputs, params | {"x": good}),
+            ))  # fmt: skip
     return cases
 
 

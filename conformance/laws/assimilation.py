@@ -33,9 +33,9 @@ def factor(sigmas: Array, c: float) -> float:
     levels = sigmas.tolist()
     x: float = levels[0]
     for now, after in pairwise(levels):
-        slope = x * now / (c + now**2)
-        euler = x + (after - now) * slope
-        x = euler if after == 0 else x + (after - now) * (slope + euler * after / (c + after**2)) / 2
+        d = x * now / (c + now**2)
+        euler = x + (after - now) * d
+        x = euler if after == 0 else x + (after - now) * (d + euler * after / (c + after**2)) / 2
     return x
 
 
@@ -319,15 +319,9 @@ def _law(
     name: str, op: str, requirements: tuple[str, ...], meaning: str, check: Any, examples: int = 5,
     targets: tuple[str, ...] = (), profiles: tuple[str, ...] = ("guidance",),
 ) -> Law:  # fmt: skip
+    ops = tuple(op.split())
     return Law(
-        f"assimilation/law-{name}",
-        requirements,
-        profiles=profiles,
-        ops=tuple(op.split()),
-        meaning=meaning,
-        check=check,
-        targets=targets,
-        examples=examples,
+        f"assimilation/law-{name}", requirements, profiles, ops, meaning, check, targets=targets, examples=examples
     )
 
 

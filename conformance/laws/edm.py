@@ -219,11 +219,11 @@ def _loss(port: Port, inputs: Inputs, params: dict[str, Any]) -> float:
 
 
 def _gradients(port: Port, inputs: Inputs, params: dict[str, Any]) -> tuple[float, Inputs]:
-    """The loss and its slopes, under the names of the weights."""
+    """The loss and its gradients, under the names of the weights."""
     names = [name for name in inputs if name.startswith("weights.")]
     asked = ("loss", *(name.replace("weights.", "gradients.") for name in names))
-    loss, *slopes = port.values("gradients", inputs, params, *asked)
-    pairs = zip(names, slopes, strict=True)
+    loss, *gradients = port.values("gradients", inputs, params, *asked)
+    pairs = zip(names, gradients, strict=True)
     return float(shaped(loss, (), "loss")), {name: shaped(value, inputs[name].shape, name) for name, value in pairs}
 
 
@@ -292,7 +292,7 @@ def _slope(port: Port, draw: Draw) -> None:
     names = [name for name in inputs if name.startswith("weights.")]
     way = {name: rng.standard_normal(inputs[name].shape) for name in names}
     loss, gradients = _gradients(port, inputs, params)
-    slope = sum(float((gradients[name] * way[name]).sum()) for name in names)
+    derivative = sum(float((gradients[name] * way[name]).sum()) for name in names)
     _near(loss, _loss(port, inputs, params), "the loss beside the gradients")
 
     def difference(h: float) -> float:
@@ -302,7 +302,9 @@ def _slope(port: Port, draw: Draw) -> None:
     h = 2.0**-14
     fine, coarse = difference(h), difference(2 * h)
     limit = abs(coarse - fine) / 2 + LOSS * U * abs(loss) / h
-    check_close(np.array(slope), np.array(fine), limit, "the gradient along a direction against the loss on both sides")
+    check_close(
+        np.array(derivative), np.array(fine), limit, "the gradient along a direction against the loss on both sides"
+    )
 
 
 def _gradient_mean(port: Port, draw: Draw) -> None:
@@ -311,7 +313,7 @@ def _gradient_mean(port: Port, draw: Draw) -> None:
     one, two = (_gradients(port, _take(inputs, np.array([m])), params)[1] for m in range(2))
     limit = 2.0**14 * U * max(float(np.abs(value).max()) for part in (one, two) for value in part.values())
     for name, value in mean.items():
-        check_close(value, (one[name] + two[name]) / 2, limit, f"slopes by {name} of two samples against their mean")
+        check_close(value, (one[name] + two[name]) / 2, limit, f"gradients by {name} of two samples against their mean")
 
 
 Check = Callable[[Port, Draw], None]

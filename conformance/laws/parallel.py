@@ -119,11 +119,11 @@ def _skipped(noise: Array, churn: float) -> Array:
         raised, after = (1 + gamma) * LEVELS[i], LEVELS[i + 1]
         if churn:
             x = x + (raised**2 - LEVELS[i] ** 2) ** 0.5 * noise[1 + i]
-        slope = (x - x / (1 + raised**2)) / raised
-        moved = x + (after - raised) * slope
+        d = (x - x / (1 + raised**2)) / raised
+        moved = x + (after - raised) * d
         if after > 0:
             other = (moved - moved / (1 + after**2)) / after
-            moved = x + (after - raised) * (slope + other) / 2
+            moved = x + (after - raised) * (d + other) / 2
         x = moved
     return x
 

@@ -170,15 +170,9 @@ def _law(
     name: str, op: str, requirements: tuple[str, ...], meaning: str, check: Any, examples: int = 8,
     targets: tuple[str, ...] = (), profiles: tuple[str, ...] = ("scores",),
 ) -> Law:  # fmt: skip
+    ops = (op,)
     return Law(
-        f"verification/law-{name}",
-        requirements,
-        profiles=profiles,
-        ops=(op,),
-        meaning=meaning,
-        check=check,
-        targets=targets,
-        examples=examples,
+        f"verification/law-{name}", requirements, profiles, ops, meaning, check, targets=targets, examples=examples
     )
 
 
