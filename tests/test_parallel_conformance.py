@@ -269,8 +269,9 @@ def test_folder_of_ranks_is_merged(exported: Path) -> None:
     assert verdict_of.pop("shares-mesh")[0] == "unsupported"  # of 24 ranks
     assert {verdict for verdict, _ in verdict_of.values()} == {"pass"}, verdict_of
     assert sorted(path.name for path in place_of(exported, "step-tile2").glob("out*")) == [
-        "outputs.rank0.safetensors", "outputs.rank1.safetensors",
-    ]  # fmt: skip
+        "outputs.rank0.safetensors",
+        "outputs.rank1.safetensors",
+    ]
     assert not list(place_of(exported, "step-tile2").glob("answer.json"))
     assert answer_as_rank(exported, Lone(0), 0, 2) == 0  # nothing is left to do
     assert answer(exported, Serial()) == 1  # by the other calls, as ever

@@ -25,7 +25,7 @@ from conformance.cases.guidance import (
     network_problem,
     problem,
     refused_inputs,
-)  # fmt: skip
+)
 from conformance.judging.case import Chain, Recipe
 from conformance.judging.inputs import bilinear_observations
 from conformance.judging.tolerance import Bound, MustReject

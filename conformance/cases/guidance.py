@@ -346,7 +346,7 @@ def network_problem(
     """Inputs and params of a network of width 4 on a grid of 4 rows, in two tiles where it has 8 columns."""
     c = config(
         width=4, depth=1, mlp_ratio=2, position_features=2, position_octaves=1, noise_features=4, sigma_data=0.75
-    )  # fmt: skip
+    )
     inputs = network_inputs(c, (4, cols), sigma, [[6.0]] * len(sigma), seed)
     axes = {"y": _axis(4), "x": _axis(cols, tiled=cols == 8)}
     return inputs, {"config": c, "chunk": 1, "periodic": False, "together": 2} | axes

@@ -259,8 +259,9 @@ def _with_gradients(change: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor
     return (adapter, "_gradients", gradients)
 
 
-def _mean_of_means(denoise: Denoise, x: Tensor, noise: Tensor, sigma: Tensor, sigma_data: float,
-                   valid: Tensor | None = None) -> Tensor:  # fmt: skip
+def _mean_of_means(
+    denoise: Denoise, x: Tensor, noise: Tensor, sigma: Tensor, sigma_data: float, valid: Tensor | None = None
+) -> Tensor:
     """The mean over samples of each sample's mean over its valid points."""
     if valid is None:
         return _loss(denoise, x, noise, sigma, sigma_data)
