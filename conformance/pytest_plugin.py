@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def explanation(outcome: Outcome) -> str:
-    """What is wrong, by how much, what that likely means, and the requirements that it breaks: a line each."""
+    """Explain what is wrong, by how much, what that likely means, and the requirements that it breaks: a line each."""
     lines = [f"{outcome.verdict}: {outcome.detail}"]
     if outcome.measured is not None:
         lines.append(f"error {outcome.measured.error:.6g}, limit {outcome.measured.limit:.6g} {outcome.measured.unit}")

@@ -208,7 +208,7 @@ def _rise(distance: Int[Tensor, " n"], blend: int) -> Float[Tensor, " n"]:
 
 
 def tiles(tiling: Tiling) -> list[Tile]:
-    """All tiles in row-major order; their weights are products of the axes' weights."""
+    """List the tiles in row-major order; their weights are products of the axes' weights."""
     rows = list(zip(extents(tiling.y), weights(tiling.y), strict=True))
     cols = list(zip(extents(tiling.x), weights(tiling.x), strict=True))
     return [Tile(r, c, wr[:, None] * wc) for r, wr in rows for c, wc in cols]

@@ -1,4 +1,4 @@
-"""What every test gets: checked shapes, one thread, and repeatable examples."""
+"""Fixtures of every test: checked shapes, one thread, and repeatable examples."""
 
 import multiprocessing
 import os
@@ -42,7 +42,7 @@ def unchecked() -> Iterator[None]:
 
 
 def preload() -> None:
-    """What ranks run is imported once, by the process that all of them are forked from, unless it is there already."""
+    """Import the work of ranks once, in the process that all of them are forked from, unless it is there already."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
     modules = ["parallel_work", "torch.distributed.fsdp", "torch._dynamo", "storm_ref.workbench.run.training"]

@@ -1,4 +1,4 @@
-"""What running code costs: its products of matrices, and the most that its tensors hold at one time."""
+"""Measure the cost of running code: its products of matrices, and the most that its tensors hold at one time."""
 
 import math
 import weakref

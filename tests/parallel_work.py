@@ -1,4 +1,4 @@
-"""What ranks do in the tests of chapter 9, and the serial run of the same.
+"""The work of ranks in the tests of chapter 9, and the serial run of the same.
 
 A problem is a few numbers: every rank makes its network and data from them, so that only results are sent. Functions
 that take a mesh run in the ranks of a pool.
@@ -141,7 +141,7 @@ def serial_denoise(p: Problem, network: Storm, data: Data) -> Denoise:
 
 
 def serial(p: Problem) -> Tensors:
-    """What `evaluate` assembles."""
+    """Compute serially what `evaluate` assembles."""
     network, data = p.network(), p.data()
     x = data.x.clone().requires_grad_()
     y = serial_denoise(p, network, data)(x, data.sigma)
@@ -150,7 +150,7 @@ def serial(p: Problem) -> Tensors:
 
 
 def serial_members(p: Problem, guide: str, members: int | None = None) -> Tensor:
-    """What `members` returns."""
+    """Compute serially what `members` returns."""
     network, data = p.network(), p.data().own(range(1))
     with torch.no_grad():
         denoise = serial_denoise(p, network, data)
@@ -158,21 +158,22 @@ def serial_members(p: Problem, guide: str, members: int | None = None) -> Tensor
 
 
 def serial_train(p: Problem, steps: int, most: float, kind: str) -> list[Tensors]:
-    """What `train` returns."""
+    """Compute serially what `train` returns."""
     network = p.network()
-    optimiser, found = make_optimiser(kind, network), []
+    optimiser = make_optimiser(kind, network)
+    records = []
     for step in range(steps):
         data = p.data(step)
         loss = edm_loss(serial_denoise(p, network, data), data.x, data.noise, data.sigma, 1.0, data.valid)
         optimiser.zero_grad()
         loss.backward()
-        slopes = {f"gradient {n}": w.grad.clone() for n, w in network.named_parameters()}
+        gradients = {f"gradient {n}": w.grad.clone() for n, w in network.named_parameters()}
         norm = nn.utils.clip_grad_norm_(network.parameters(), most)
         clipped = {f"clipped {n}": w.grad.clone() for n, w in network.named_parameters()}
         optimiser.step()
         after = {f"weight {n}": w.detach().clone() for n, w in network.named_parameters()}
-        found.append({"loss": loss.detach(), "norm": norm.detach(), **slopes, **clipped, **after})
-    return found
+        records.append({"loss": loss.detach(), "norm": norm.detach(), **gradients, **clipped, **after})
+    return records
 
 
 def make_optimiser(kind: str, network: nn.Module) -> torch.optim.Optimizer:
@@ -204,8 +205,8 @@ def _members(p: Problem, denoise: Denoise, run: range, guide: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rank sends: tensors that all ranks have, from the first alone; and its part of weights, or of what is cut
-    like them, from the first of those that hold it; of both, the bits from every rank.
+    """A rank's answer: tensors that all ranks have, from the first alone; its part of weights, or of what is sharded
+    like them, from the first of those that hold it; and checksums of both from every rank.
     """
 
     place: dict[str, int]
@@ -291,9 +292,9 @@ def evaluate(p: Problem, mesh: Mesh, whole_memory: bool = False, whole_state: bo
         loss, y = (parts.shard(data.probe) * own).sum(), parts.collect(own.detach())
     (mesh.data * loss).backward()  # fully_shard takes the mean
     shard.sum_tile_gradients(network, world)
-    found = {"y": y.detach(), "x": x.grad / mesh.data}
-    found = {name: gather_members(t, p.samples, world) for name, t in found.items()}
-    return answer(world, found, {f"weight {n}": w.grad for n, w in network.named_parameters()})
+    whole = {"y": y.detach(), "x": x.grad / mesh.data}
+    whole = {name: gather_members(t, p.samples, world) for name, t in whole.items()}
+    return answer(world, whole, {f"weight {n}": w.grad for n, w in network.named_parameters()})
 
 
 def members(p: Problem, mesh: Mesh, guide: str) -> Any:
@@ -326,7 +327,7 @@ def everything_checked(p: Problem, meshes: list[Mesh], wrong: Tensor) -> str:
 
 
 def tiles_refused(tiling: Tiling, mesh: Mesh) -> list[str]:
-    """What is said of one tile for many ranks, and of no tile at a time."""
+    """Return the messages that refuse one tile for many ranks, and no tile at a time."""
     said, world = [], world_of(mesh)
     for tiles, tiles_per_batch in ((Tiling.whole((4, 4), False), 1), (tiling, 0)):
         try:
@@ -337,7 +338,7 @@ def tiles_refused(tiling: Tiling, mesh: Mesh) -> list[str]:
 
 
 def members_not_finite(p: Problem, mesh: Mesh, bad: int) -> str:
-    """What is raised where member `bad` stops being finite."""
+    """Return the message raised where member `bad` stops being finite."""
     world = world_of(mesh, p.device)
 
     def draw(run: range) -> Tensor:
@@ -372,8 +373,8 @@ def second_derivative(p: Problem, mesh: Mesh | None) -> Any:
         world, network, parts = setup(p, mesh)
         denoise = on_whole(bound(network, parts, p, data), parts)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
-        slope = torch.autograd.grad((data.probe * denoise(x, data.sigma)).sum(), x, create_graph=True)[0]
-        curve = torch.autograd.grad((slope * data.noise).sum(), x)[0]
+        gradient = torch.autograd.grad((data.probe * denoise(x, data.sigma)).sum(), x, create_graph=True)[0]
+        curve = torch.autograd.grad((gradient * data.noise).sum(), x)[0]
     return curve if world is None else answer(world, {"curve": curve})
 
 
@@ -384,9 +385,9 @@ def cube(p: Problem, mesh: Mesh) -> Any:
     denoise = on_whole(blend_sharded(lambda z, sigma, batch: z**3, parts), parts)
     x = data.x.clone().requires_grad_()
     y = denoise(x, data.sigma)
-    slope = torch.autograd.grad((data.probe * y).sum(), x, create_graph=True)[0]
-    curve = torch.autograd.grad((data.noise * slope).sum(), x)[0]
-    return answer(world, {"y": y, "slope": slope, "curve": curve})
+    gradient = torch.autograd.grad((data.probe * y).sum(), x, create_graph=True)[0]
+    curve = torch.autograd.grad((data.noise * gradient).sum(), x)[0]
+    return answer(world, {"y": y, "gradient": gradient, "curve": curve})
 
 
 def _whole_numbers(generator: torch.Generator, *size: int) -> Tensor:
@@ -394,35 +395,35 @@ def _whole_numbers(generator: torch.Generator, *size: int) -> Tensor:
 
 
 def exchanges(p: Problem, mesh: Mesh) -> dict[str, Any]:
-    """Of extents and of results: both sides of [PAR-9]'s and [PAR-10]'s identities, on whole numbers: exact."""
+    """Evaluate both sides of the identities of [PAR-9] and [PAR-10] on whole numbers, for extents and results."""
     world = world_of(mesh, p.device)
     parts = ShardedTiles(p.tiling, world, p.tiles_per_batch)
     generator = torch.Generator().manual_seed(world.rank)
-    found: dict[str, Any] = {}
+    checks: dict[str, Any] = {}
     for name, exchange in (("extents", parts.extents), ("results", parts.results)):
-        found[name] = _exchange(exchange, world, parts.counts[parts.rank], generator)
+        checks[name] = _exchange(exchange, world, parts.counts[parts.rank], generator)
     h, w = p.tiling.y.length, p.tiling.x.length
     one = torch.arange(2 * 3 * h * w, dtype=torch.float64).reshape(2, 3, h, w).requires_grad_()
     own = parts.shard(one.detach()).requires_grad_()
-    slope = _whole_numbers(torch.Generator().manual_seed(5), 2, 3, h, w)
-    found["scatter"] = torch.equal(parts.scatter(one), parts.shard(one))
-    found["collect"] = torch.equal(parts.collect(own), one)
-    found["collect of scatter"] = torch.equal(parts.collect(parts.scatter(one)), one)
-    found["collect's gradient"] = torch.equal(
-        torch.autograd.grad(parts.collect(own), own, slope)[0], parts.shard(slope)
+    gradient = _whole_numbers(torch.Generator().manual_seed(5), 2, 3, h, w)
+    checks["scatter"] = torch.equal(parts.scatter(one), parts.shard(one))
+    checks["collect"] = torch.equal(parts.collect(own), one)
+    checks["collect of scatter"] = torch.equal(parts.collect(parts.scatter(one)), one)
+    checks["collect's gradient"] = torch.equal(
+        torch.autograd.grad(parts.collect(own), own, gradient)[0], parts.shard(gradient)
     )
-    found["scatter's gradient"] = torch.equal(
-        torch.autograd.grad(parts.scatter(one), one, parts.shard(slope))[0], slope
+    checks["scatter's gradient"] = torch.equal(
+        torch.autograd.grad(parts.scatter(one), one, parts.shard(gradient))[0], gradient
     )
-    rows = torch.randn(parts.shard(slope).shape, generator=generator).double()
-    found["unity"] = float((parts.blend(parts.gather(rows)) - rows).abs().max() / rows.abs().max())
+    rows = torch.randn(parts.shard(gradient).shape, generator=generator).double()
+    checks["unity"] = float((parts.blend(parts.gather(rows)) - rows).abs().max() / rows.abs().max())
     flat = [torch.arange(h * w, dtype=torch.float64).reshape(1, 1, h, w)] * 2
     extents = [t for batch in parts.gather(parts.shard(torch.cat(flat, 1))) for t in batch]
     wanted = [
         torch.cat(flat, 1)[0][:, tile.rows[:, None], tile.cols] for batch in parts.batches for tile in batch.tiles
     ]
-    found["gather"] = all(torch.equal(a, b) for a, b in zip(extents, wanted, strict=True))
-    return found
+    checks["gather"] = all(torch.equal(a, b) for a, b in zip(extents, wanted, strict=True))
+    return checks
 
 
 def _exchange(exchange: Exchange, world: World, size: int, generator: torch.Generator) -> dict[str, Any]:
@@ -446,7 +447,8 @@ def train(p: Problem, mesh: Mesh, steps: int, most: float, kind: str) -> list[An
     world, network, shares = setup(p, mesh)
     module = Step(network, shares, p)
     shard.shard_weights(module, network, world)
-    optimiser, found = make_optimiser(kind, network), []
+    optimiser = make_optimiser(kind, network)
+    answers = []
 
     def parts(what: str, of: Callable[[nn.Parameter], Any]) -> Tensors:
         return {f"{what} {n}": shard.local(of(w)).detach().clone() for n, w in network.named_parameters()}
@@ -457,7 +459,7 @@ def train(p: Problem, mesh: Mesh, steps: int, most: float, kind: str) -> list[An
         optimiser.zero_grad()
         loss.backward()
         shard.sum_tile_gradients(network, world)
-        slopes = parts("gradient", lambda w: w.grad)
+        gradients = parts("gradient", lambda w: w.grad)
         norm = shard.clip_gradients(network, most, world)
         clipped = parts("clipped", lambda w: w.grad)
         optimiser.step()
@@ -466,12 +468,12 @@ def train(p: Problem, mesh: Mesh, steps: int, most: float, kind: str) -> list[An
         if kind == "adamw":
             for moment in ("exp_avg", "exp_avg_sq"):
                 after |= parts(moment, lambda w, m=moment: optimiser.state[w][m])
-        found.append(answer(world, record, slopes | clipped | after))
-    return found
+        answers.append(answer(world, record, gradients | clipped | after))
+    return answers
 
 
 def no_point(p: Problem, mesh: Mesh) -> str:
-    """What a loss over nothing raises."""
+    """Return the message of the error that a loss over no point raises."""
     try:
         shard.scaled_loss(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool), world_of(mesh))
     except ValueError as error:
@@ -492,7 +494,8 @@ def placed(p: Problem, mesh: Mesh, state: Tensors | None) -> Any:
     """Weights and moments put into a fresh network's ranks, and gathered again; None: those that this mesh makes."""
     world, network, parts = setup(p, mesh)
     shard.shard_weights(Step(network, parts, p), network, world)
-    optimiser, found = make_optimiser("adamw", network), {}
+    optimiser = make_optimiser("adamw", network)
+    gathered = {}
     for weight in network.parameters():
         weight.grad = weight.detach() * 3 + 1
     optimiser.step()
@@ -502,11 +505,11 @@ def placed(p: Problem, mesh: Mesh, state: Tensors | None) -> Any:
                 with torch.no_grad():
                     shard.local(part).zero_()
                 shard.place_whole(name, state[f"{key} {name}"], part, world)
-            found[f"{key} {name}"] = shard.gather_whole(name, part, world)
+            gathered[f"{key} {name}"] = shard.gather_whole(name, part, world)
     with torch.no_grad():
         for weight in network.parameters():
             shard.local(weight).fill_(-1)  # what was gathered must not notice
-    return answer(world, found)
+    return answer(world, gathered)
 
 
 def by_plan(mesh: Mesh) -> dict[str, Any]:
@@ -530,7 +533,7 @@ def by_plan(mesh: Mesh) -> dict[str, Any]:
     hand: Any = tensor_parallel(network, world).blocks[0]
     generator = torch.Generator().manual_seed(4)
     x, context, probe = (torch.randn(2, 6, config.width, generator=generator).double() for _ in range(3))
-    found = {}
+    differences = {}
     for part in ("mlp", "spatial", "temporal"):
         sides = []
         for block in (hand, plain):
@@ -542,8 +545,8 @@ def by_plan(mesh: Mesh) -> dict[str, Any]:
             more = {"context": b.grad} if part == "temporal" else {}
             sides.append({"y": y.detach(), "x": a.grad} | more | weights)
         one, two = sides
-        found[part] = max(float((one[k] - two[k]).abs().max() / two[k].abs().max()) for k in two)
-    return found
+        differences[part] = max(float((one[k] - two[k]).abs().max() / two[k].abs().max()) for k in two)
+    return differences
 
 
 # Messages
@@ -559,14 +562,15 @@ _KINDS = {
 
 
 class Messages(TorchDispatchMode):
-    """Every collective that torch runs while this is active, by axis of the mesh and kind, in `found`.
+    """Every collective that torch runs while this is active, by axis of the mesh and kind, in `ledger`.
 
     One that is of none of the four axes' groups, or of another kind, has its own key.
     """
 
     def __init__(self, world: World) -> None:
         super().__init__()
-        self.world, self.found = world, {}
+        self.world = world
+        self.ledger = {}
         sizes = {axis: getattr(world.mesh, axis) for axis in AXES}
         self.axes = {world.group(axis).group_name: axis for axis in sorted(AXES, key=sizes.__getitem__)}
 
@@ -589,7 +593,7 @@ class Messages(TorchDispatchMode):
             rows, splits = tensors[0], args[4]
             own = splits[self.world.coordinates["tile"]] * math.prod(rows.shape[1:]) * rows.element_size()
             size -= own
-        self.found[axis, kind] = self.found.get((axis, kind), Traffic()) + Traffic(1, size)
+        self.ledger[axis, kind] = self.ledger.get((axis, kind), Traffic()) + Traffic(1, size)
 
 
 def counted_evaluation(p: Problem, mesh: Mesh, backward: bool, keep: bool) -> list[Ledger]:
@@ -598,14 +602,15 @@ def counted_evaluation(p: Problem, mesh: Mesh, backward: bool, keep: bool) -> li
     module = Told(network, parts, p)
     data = p.data().own(world.share(p.samples))
     shard.shard_weights(module, network, world, keep)
-    x, found = parts.shard(data.x).requires_grad_(backward), []
+    x = parts.shard(data.x).requires_grad_(backward)
+    ledgers = []
     for _ in range(1 + keep):
         with Messages(world) as messages, torch.set_grad_enabled(backward):
             y = module(x, data)
             if backward:
                 torch.autograd.grad(y, x, torch.ones_like(y))
-        found.append(messages.found)
-    return found
+        ledgers.append(messages.ledger)
+    return ledgers
 
 
 def counted_step(p: Problem, mesh: Mesh) -> Ledger:
@@ -622,7 +627,7 @@ def counted_step(p: Problem, mesh: Mesh) -> Ledger:
         shard.clip_gradients(network, 1.0, world)
         optimiser.step()
         shard.whole_loss(loss, world)
-    return messages.found
+    return messages.ledger
 
 
 def counted_some(p: Problem, mesh: Mesh) -> dict[str, Any]:
@@ -642,28 +647,29 @@ def counted_all(p: Problem, mesh: Mesh) -> dict[str, Any]:
 
 
 def counted_whole(p: Problem, mesh: Mesh) -> dict[str, Ledger]:
-    """Of whole states: scatter and collect, with the way back, and an ensemble from all data ranks."""
+    """Count messages of whole states: scatter and collect with their gradients, and an ensemble from all data ranks."""
     world, _, parts = setup(p, mesh)
     data = p.data()
-    x, found = data.x.requires_grad_(), {}
+    x = data.x.requires_grad_()
+    ledgers = {}
     with Messages(world) as messages:
         y = parts.collect(parts.scatter(x))
-    found["collect"] = messages.found
+    ledgers["collect"] = messages.ledger
     with Messages(world) as messages:
         y.sum().backward()
-    found["back"] = messages.found
+    ledgers["back"] = messages.ledger
     mine = world.share(p.samples)
     with Messages(world) as messages:
         gather_members(data.x[mine.start : mine.stop].detach(), p.samples, world)
-    found["members"] = messages.found
-    return found
+    ledgers["members"] = messages.ledger
+    return ledgers
 
 
 def stray(mesh: Mesh) -> Ledger:
     """A message over all ranks, which is no axis's."""
     with Messages(world_of(mesh)) as messages:
         dist.all_reduce(torch.zeros(3))
-    return messages.found
+    return messages.ledger
 
 
 # For the pool

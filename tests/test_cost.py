@@ -78,7 +78,7 @@ def state(c: StormConfig, tiling: Tiling, members: int) -> tuple[Tensor, Tensor]
 
 
 def past(c: StormConfig, rows: int, cols: int, frames: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What `Storm.compress` takes, but for the chunk."""
+    """Make the arguments of `Storm.compress`, but for the chunk."""
     lead, grid = (batch, frames), (rows * c.patch[0], cols * c.patch[1])
     fields = (torch.zeros(*lead, channels, *grid, dtype=dtype) for channels in (c.channels, c.static_channels))
     age = torch.arange(1, frames + 1, dtype=torch.float64).repeat(batch, 1)

@@ -18,7 +18,7 @@ PLACES = sphere_position(torch.linspace(60, -60, GRID[0]), torch.arange(GRID[1])
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that the network is given in an analysis with three past frames at irregular ages."""
+    """The network and its inputs in an analysis with three past frames at irregular ages."""
 
     network: Storm
     x: Tensor

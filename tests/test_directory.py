@@ -34,9 +34,9 @@ PROFILES = ["core"]
 
 
 def schema(name: str) -> jsonschema.Draft202012Validator:
-    found = json.loads((ROOT / "conformance" / "schemas" / f"{name}.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(found)
-    return jsonschema.Draft202012Validator(found)
+    document = json.loads((ROOT / "conformance" / "schemas" / f"{name}.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(document)
+    return jsonschema.Draft202012Validator(document)
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +116,17 @@ def test_check_needs_neither_torch_nor_the_same_process(answered: Path) -> None:
         f"run = check_folder(Replay(Path({str(answered)!r})), [], LAWS, None); "
         "print([o.verdict for o in run.outcomes], 'torch' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert found.stdout.strip() == f"{['pass'] * len(LAWS)} False", found.stderr
+    finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert finished.stdout.strip() == f"{['pass'] * len(LAWS)} False", finished.stderr
 
 
 def test_export_has_every_call_once(exported: Path, cases: list[Case]) -> None:
-    found = requests(exported)
-    served = {subject for request in found.values() for subject in request["for"]}
+    calls = requests(exported)
+    served = {subject for request in calls.values() for subject in request["for"]}
     assert served == {subject.id for subject in [*cases, *LAWS]}
-    assert list(found) == [f"{number + 1:05d}" for number in range(len(found))]
+    assert list(calls) == [f"{number + 1:05d}" for number in range(len(calls))]
     keys = set()
-    for name, request in found.items():
+    for name, request in calls.items():
         inputs = load_file(exported / "calls" / name / "inputs.safetensors")
         keys.add(digest(request["op"], inputs, request["params"]))
     assert keys == set(json.loads((exported / "manifest.json").read_text())["calls"])
@@ -170,8 +170,11 @@ def test_answer_resumes(folder: Path, cases: list[Case]) -> None:
     (gone[1] / "answer.json").unlink()
     kept = call_of(folder, "tokenisation/single") / "outputs.safetensors"
     before = kept.stat().st_mtime_ns
-    found = verdicts(folder, cases)
-    assert (found["tokenisation/order"][0], found["tokenisation/refuses-rows"][0]) == ("unsupported", "unsupported")
+    verdict_of = verdicts(folder, cases)
+    assert (verdict_of["tokenisation/order"][0], verdict_of["tokenisation/refuses-rows"][0]) == (
+        "unsupported",
+        "unsupported",
+    )
     assert Replay(folder).answered() == len(Replay(folder).calls) - 2
     assert answer(folder, reference) == 2
     assert {verdict for verdict, _ in verdicts(folder, cases).values()} == {"pass"}
@@ -188,21 +191,21 @@ class Wrong:
     def run(self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Any) -> Mapping[str, Array]:
         if params.get("kind") == "sphere":
             raise Unsupported("not yet")
-        found = dict(reference.run(op, inputs, params, probes))
-        return {name: value[:, ::-1] if name == "tokens" else value for name, value in found.items()}
+        outputs = dict(reference.run(op, inputs, params, probes))
+        return {name: value[:, ::-1] if name == "tokens" else value for name, value in outputs.items()}
 
 
 def test_check_finds_a_wrong_port(exported: Path, cases: list[Case], tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "wrong")
     answer(tmp_path / "wrong", Wrong())
-    found = verdicts(tmp_path / "wrong", cases)
-    assert found["tokenisation/order"][0] == "fail" and "tokens is off at" in found["tokenisation/order"][1]
-    assert found["tokenisation/law-inverse"][0] == "fail"
-    assert "tokens against the patches of the field" in found["tokenisation/law-inverse"][1]
-    assert found["tokenisation/position-sphere"] == ("unsupported", "not yet")
-    assert found["tokenisation/law-date-line"] == ("unsupported", "not yet")
-    assert found["tokenisation/position-latitude"][0] == "pass"
-    assert found["tokenisation/refuses-rows"][0] == "pass"
+    verdict_of = verdicts(tmp_path / "wrong", cases)
+    assert verdict_of["tokenisation/order"][0] == "fail" and "tokens is off at" in verdict_of["tokenisation/order"][1]
+    assert verdict_of["tokenisation/law-inverse"][0] == "fail"
+    assert "tokens against the patches of the field" in verdict_of["tokenisation/law-inverse"][1]
+    assert verdict_of["tokenisation/position-sphere"] == ("unsupported", "not yet")
+    assert verdict_of["tokenisation/law-date-line"] == ("unsupported", "not yet")
+    assert verdict_of["tokenisation/position-latitude"][0] == "pass"
+    assert verdict_of["tokenisation/refuses-rows"][0] == "pass"
 
 
 def damage(name: str) -> Callable[[Path], None]:
@@ -274,10 +277,10 @@ def test_check_bad_answer_hurts_its_own_call(
     place = call_of(folder, "tokenisation/order", last=False)
     assert json.loads((place / "request.json").read_text())["params"]["patch"] == [2, 3]
     damage(how)(place)
-    found = verdicts(folder, cases)
-    assert found["tokenisation/order"][0] == verdict and message in found["tokenisation/order"][1]
+    verdict_of = verdicts(folder, cases)
+    assert verdict_of["tokenisation/order"][0] == verdict and message in verdict_of["tokenisation/order"][1]
     sharing = json.loads((place / "request.json").read_text())["for"]
-    assert {found[case.id][0] for case in cases if case.id not in sharing} == {"pass"}
+    assert {verdict_of[case.id][0] for case in cases if case.id not in sharing} == {"pass"}
 
 
 @pytest.mark.parametrize(
@@ -339,8 +342,8 @@ def test_schemas_fit_the_files(answered: Path) -> None:
         schema("export_request").validate(request)
     answers = [json.loads(path.read_text()) for path in answered.glob("calls/*/answer.json")]
     assert answers
-    for found in answers:
-        schema("export_answer").validate(found)
+    for document in answers:
+        schema("export_answer").validate(document)
     assert not schema("export_answer").is_valid({"answer": "outputs"})
     assert not schema("export_answer").is_valid({"answer": "refused"})
     assert not schema("export_request").is_valid(next(iter(requests(answered).values())) | {"call": "../x"})
@@ -392,10 +395,10 @@ def test_command_answer_survives_a_crash(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert main(["answer", str(folder), "--adapter", "crashing_port:Port"]) == 0
     assert "calls answered" in capsys.readouterr().out
-    found = verdicts(folder, [case for case in cases if case.op == "patchify"])
-    assert "crash: the port was killed by SIGABRT" in found["tokenisation/bits"][1]
-    assert found["tokenisation/order"] == ("error", "the port refused a valid input: never")
-    assert found["tokenisation/single"] == ("unsupported", "the port does not claim float32")
+    verdict_of = verdicts(folder, [case for case in cases if case.op == "patchify"])
+    assert "crash: the port was killed by SIGABRT" in verdict_of["tokenisation/bits"][1]
+    assert verdict_of["tokenisation/order"] == ("error", "the port refused a valid input: never")
+    assert verdict_of["tokenisation/single"] == ("unsupported", "the port does not claim float32")
 
 
 @pytest.mark.parametrize("words", [["--adapter", "no_such_module:x"], ["--cmd", "no-such-program"], ["--cmd", ""]])
@@ -437,7 +440,7 @@ def test_command_export_and_check(
     assert main(["check", str(folder), "--out", str(out)]) == 3
     answer(folder, reference)
     main(["check", str(folder), "--out", str(out)])
-    found = json.loads((out / "result.json").read_text())
-    schema("result").validate(found)
-    assert {entry["verdict"] for entry in [*found["cases"], *found["laws"]]} == {"pass"}
-    assert found["adapter"]["name"] == "storm_ref"
+    result = json.loads((out / "result.json").read_text())
+    schema("result").validate(result)
+    assert {entry["verdict"] for entry in [*result["cases"], *result["laws"]]} == {"pass"}
+    assert result["adapter"]["name"] == "storm_ref"

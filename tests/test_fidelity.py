@@ -70,7 +70,7 @@ def test_tiling_of_and_legal_halos() -> None:
 
 
 def test_default_core_makes_six_tiles_an_axis() -> None:
-    """Of the bundled model, whose 8 rows of tokens leave cores of one."""
+    """The bundled model has 8 rows of tokens, which leave cores of one."""
     assert subjects.default_core(load(WEIGHTS)) == (4, 8)
 
 
@@ -243,7 +243,7 @@ def test_coarse_gains_everything_with_a_block_a_token() -> None:
 
 
 def test_run_is_json_and_tells_its_progress() -> None:
-    """All parts at their smallest, with the bundled model and world."""
+    """Every part runs at its smallest, with the bundled model and world."""
     told: list[tuple[str, int, int]] = []
     sizes = Sizes((0.5, 2.0), (12, 24), (12, 24), (12, 24), (0, 1), 8, (2,), (2,), 2, 2, 1, 3.0, (2, 2))
     result = fidelity.run(WEIGHTS, lambda *args: told.append(args), sizes=sizes)

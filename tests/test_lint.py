@@ -82,7 +82,7 @@ def test_record_kills_wants_a_full_run(tmp_path: Path) -> None:
 
 
 def test_record_kills_prefers_mutants_made_for_the_requirement(tmp_path: Path) -> None:
-    """Where none is made for it, the first few that its cases caught stand for it. Each mutant has one line."""
+    """A requirement without mutants of its own lists the first few that its cases caught. Each mutant has one line."""
     path = tmp_path / "kills.json"
     record_kills({"mutants": len(MUTANTS), "requirements": {"ATT-4": ["gate_reversed", "schedule_over_n"]}}, path)
     assert read_kills(path) == {"ATT-4": ["gate_reversed"]}

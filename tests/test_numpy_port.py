@@ -105,23 +105,23 @@ def test_numpy_port_conforms(dtype: str) -> None:
     info = describe(adapter)
     profiles, cases, laws = select(info, load_cases(), all_laws(), [])
     counts = {name: sum(count.values()) for name, count in manifest()["profiles"].items()}
-    found = run_suite(adapter, info, cases, laws, profiles, dtype, expected=counts)
-    assert [f"{o.subject.id}: {o.verdict}, {o.detail}" for o in found.outcomes if o.verdict != "pass"] == []
-    assert exit_code(found) == 0
+    result = run_suite(adapter, info, cases, laws, profiles, dtype, expected=counts)
+    assert [f"{o.subject.id}: {o.verdict}, {o.detail}" for o in result.outcomes if o.verdict != "pass"] == []
+    assert exit_code(result) == 0
 
 
 def test_jacobian_closed_form() -> None:
-    """Of sin(x) and a product, for each sample: exact to rounding, which no difference quotient is."""
+    """The Jacobian of sin(x) and a product is exact to rounding for each sample, as no difference quotient is."""
     x = np.array([[0.3, 2.0], [-1.1, 0.5]])
 
     def function(z: Array, copies: int) -> Array:
         return np.stack([np.sin(z[:, 0]), z[:, 0] * z[:, 1], np.exp(z[:, 1])], axis=1)
 
-    value, slope = jacobian(function, x)
+    value, derivative = jacobian(function, x)
     zero = np.zeros(2)
     columns = [[np.cos(x[:, 0]), zero], [x[:, 1], x[:, 0]], [zero, np.exp(x[:, 1])]]
     assert np.array_equal(value, function(x, 1))
-    np.testing.assert_allclose(slope, np.moveaxis(np.array(columns), 2, 0), rtol=4e-16)
+    np.testing.assert_allclose(derivative, np.moveaxis(np.array(columns), 2, 0), rtol=4e-16)
 
 
 @pytest.mark.parametrize("function", [tokens.gelu, tokens.sigmoid, tokens.softplus, tokens.silu])
@@ -139,8 +139,8 @@ def test_gradients_finite_differences() -> None:
     rng = np.random.default_rng(1)
     inputs |= {"clean": inputs.pop("x"), "noise": rng.standard_normal((2, 2, 4, 8))}
     settings: dict[str, Any] = {"config": CONFIG, "chunk": 2, "periodic": False}
-    found = run("gradients", inputs, **settings)
-    assert found["loss"] == run("loss", inputs, **settings)["loss"]
+    outputs = run("gradients", inputs, **settings)
+    assert outputs["loss"] == run("loss", inputs, **settings)["loss"]
     for name in [name for name in inputs if name.startswith("weights.")]:
         for index in rng.integers(0, inputs[name].size, 3):
             values = []
@@ -148,8 +148,8 @@ def test_gradients_finite_differences() -> None:
                 weight = inputs[name].copy()
                 weight.flat[index] += sign * step
                 values.append(float(run("loss", {**inputs, name: weight}, **settings)["loss"]))
-            slope = found[f"gradients.{name.removeprefix('weights.')}"].flat[index]
-            assert abs(slope - (values[0] - values[1]) / (2 * step)) < 1e-6, name
+            gradient = outputs[f"gradients.{name.removeprefix('weights.')}"].flat[index]
+            assert abs(gradient - (values[0] - values[1]) / (2 * step)) < 1e-6, name
 
 
 def test_gradients_float32_near_float64() -> None:
@@ -179,8 +179,8 @@ def test_guided_denoise_finite_differences() -> None:
     for point in (5, 6, 21, 40, 63):
         change = np.zeros_like(inputs["x"])
         change.flat[point] = step
-        slope = (reading(inputs["x"] + change) - reading(inputs["x"] - change)) / (2 * step)
-        assert abs(moved.flat[point] - factor * slope) < 1e-7 * max(1, abs(factor))
+        gradient = (reading(inputs["x"] + change) - reading(inputs["x"] - change)) / (2 * step)
+        assert abs(moved.flat[point] - factor * gradient) < 1e-7 * max(1, abs(factor))
     assert np.abs(moved).max() > 0.1
 
 

@@ -143,7 +143,7 @@ def disk(tmp_path: Path) -> OnDisk:
 
 @contextmanager
 def evaluations(network: Storm) -> Iterator[list[Condition]]:
-    """What the network was told, one entry an evaluation."""
+    """Record what the network was conditioned on, one entry an evaluation."""
     seen: list[Condition] = []
     hook = network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
     yield seen
@@ -304,7 +304,7 @@ def test_denoise_goes_on_after_many_interruptions(disk: OnDisk) -> None:
 
 
 def test_denoise_goes_on_after_half_a_write(disk: OnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a batch's file, and of a core."""
+    """The interrupted write is that of a batch's file, or of a core."""
 
     def half(file: Any, *values: np.ndarray) -> None:
         file.write(b"PK half a file")
@@ -473,7 +473,7 @@ def other_state(disk: OnDisk) -> OnDisk:
 def test_denoise_invalid_folder_of_another_run(
     disk: OnDisk, change: Callable[[OnDisk], OnDisk], arguments: dict[str, Any], message: str
 ) -> None:
-    """What differs and the remedy; the run that is there can still go on."""
+    """The message names the difference and the remedy; the earlier run can still go on."""
     want = disk.world.want(TILING, TOGETHER)
     with pytest.raises(Interrupted):
         disk.denoise(progress=stop_at(2))

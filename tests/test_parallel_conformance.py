@@ -185,20 +185,20 @@ class Changed:
         return describe(Reference())
 
     def run(self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Any) -> Mapping[str, Array]:
-        found: Mapping[str, Array] = self.change(dict(Serial().run(op, inputs, params, probes)), params)
-        return found
+        outputs: Mapping[str, Array] = self.change(dict(Serial().run(op, inputs, params, probes)), params)
+        return outputs
 
 
-def spread(found: dict[str, Array], params: dict[str, Any]) -> dict[str, Array]:
+def spread(outputs: dict[str, Array], params: dict[str, Any]) -> dict[str, Array]:
     ranks = int(np.prod(list(params["mesh"].values())))
-    return {f"rank.{r}.{name}": value.copy() for name, value in found.items() for r in range(ranks)}
+    return {f"rank.{r}.{name}": value.copy() for name, value in outputs.items() for r in range(ranks)}
 
 
 def test_ranks_that_disagree_fail_by_one_bit() -> None:
     """[NUM-13] has room for such an error; ranks have none."""
 
-    def off(found: dict[str, Array], params: dict[str, Any]) -> dict[str, Array]:
-        ranks = spread(found, params)
+    def off(outputs: dict[str, Array], params: dict[str, Any]) -> dict[str, Array]:
+        ranks = spread(outputs, params)
         ranks["rank.3.denoised"].flat[5] = np.nextafter(ranks["rank.3.denoised"].flat[5], np.inf)
         return ranks
 
@@ -210,8 +210,8 @@ def test_ranks_that_disagree_fail_by_one_bit() -> None:
 
 
 def test_missing_rank_is_named() -> None:
-    def lost(found: dict[str, Array], params: dict[str, Any]) -> dict[str, Array]:
-        return {name: value for name, value in spread(found, params).items() if not name.startswith("rank.2.")}
+    def lost(outputs: dict[str, Array], params: dict[str, Any]) -> dict[str, Array]:
+        return {name: value for name, value in spread(outputs, params).items() if not name.startswith("rank.2.")}
 
     with pytest.raises(Wrong, match="denoised of rank 2 of 4 is missing"):
         port = Port(Changed(lost), describe(Reference()))
@@ -219,7 +219,7 @@ def test_missing_rank_is_named() -> None:
 
 
 def test_assembled_answer_passes() -> None:
-    port = Port(Changed(lambda found, params: found), describe(Reference()))
+    port = Port(Changed(lambda outputs, params: outputs), describe(Reference()))
     assert judge(port, CASES["step-fsdp2-tile2-tp2"]).verdict == "pass"
 
 
@@ -249,7 +249,7 @@ def place_of(folder: Path, name: str) -> Path:
 
 
 class Lone:
-    """What one rank of several would return, without the others: the serial answer, which all ranks have."""
+    """A port that answers as one rank of several, without the others: with the serial answer, which all ranks have."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -258,19 +258,20 @@ class Lone:
         return Info("lone", "1", frozenset(parallel.SERIAL), ("float64",))
 
     def run(self, op: str, inputs: dict[str, Array], params: dict[str, Any], probes: Any) -> Mapping[str, Array]:
-        found = Serial().run(op, inputs, params, probes)
+        outputs = Serial().run(op, inputs, params, probes)
         own = f"rank.{self.rank}."
-        return {n.removeprefix(own): v for n, v in found.items() if n.startswith(own) or not n.startswith("rank.")}
+        return {n.removeprefix(own): v for n, v in outputs.items() if n.startswith(own) or not n.startswith("rank.")}
 
 
 def test_folder_of_ranks_is_merged(exported: Path) -> None:
     assert [answer_as_rank(exported, Lone(rank), rank, 2) for rank in (1, 0)] == [7, 7]  # a refusal has a neighbour
-    found = verdicts(exported)
-    assert found.pop("shares-mesh")[0] == "unsupported"  # of 24 ranks
-    assert {verdict for verdict, _ in found.values()} == {"pass"}, found
+    verdict_of = verdicts(exported)
+    assert verdict_of.pop("shares-mesh")[0] == "unsupported"  # of 24 ranks
+    assert {verdict for verdict, _ in verdict_of.values()} == {"pass"}, verdict_of
     assert sorted(path.name for path in place_of(exported, "step-tile2").glob("out*")) == [
-        "outputs.rank0.safetensors", "outputs.rank1.safetensors",
-    ]  # fmt: skip
+        "outputs.rank0.safetensors",
+        "outputs.rank1.safetensors",
+    ]
     assert not list(place_of(exported, "step-tile2").glob("answer.json"))
     assert answer_as_rank(exported, Lone(0), 0, 2) == 0  # nothing is left to do
     assert answer(exported, Serial()) == 1  # by the other calls, as ever
@@ -324,9 +325,9 @@ def test_reference_answers_a_folder_under_torchrun(exported: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=1800,
     )  # fmt: skip
     assert "rank 1 of 2: 7 calls answered" in done.stdout, done.stderr[-2000:]
-    found = verdicts(exported)
-    assert found.pop("shares-mesh")[0] == "unsupported"
-    assert {verdict for verdict, _ in found.values()} == {"pass"}, found
+    verdict_of = verdicts(exported)
+    assert verdict_of.pop("shares-mesh")[0] == "unsupported"
+    assert {verdict for verdict, _ in verdict_of.values()} == {"pass"}, verdict_of
 
 
 # Wrong ports and honest ones

@@ -49,10 +49,10 @@ def expected(problem: Problem, mesh: Mesh, rank: int, name: str) -> list[Ledger]
 
 def compare(problem: Problem, mesh: Mesh, counted: list[dict[str, list[Ledger]]]) -> None:
     """Every rank, every kind: the same keys (so nothing outside the axes), messages and bytes."""
-    for rank, found in enumerate(counted):
-        for name, ledgers in found.items():
+    for rank, of_rank in enumerate(counted):
+        for name, ledgers in of_rank.items():
             assert ledgers == expected(problem, mesh, rank, name), (rank, name)
-        for ledgers in found.values():
+        for ledgers in of_rank.values():
             for axis, _ in (key for ledger in ledgers for key in ledger):
                 assert axis in AXES and getattr(mesh, axis) > 1
 
@@ -60,7 +60,7 @@ def compare(problem: Problem, mesh: Mesh, counted: list[dict[str, list[Ledger]]]
 @pytest.mark.distributed
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_traffic_equals_count(pools: Pools, mesh: Mesh) -> None:
-    """Of J^T and of a training step; up to four ranks also of a mere evaluation, with weights kept, and recomputing."""
+    """Count J^T and a training step; up to four ranks also an evaluation alone, with weights kept, and recomputing."""
     work_of = work.counted_all if mesh.size <= 4 else work.counted_some
     problem = replace(ROW, samples=mesh.data + 1)
     compare(problem, mesh, pools(mesh.size).run(work_of, problem, mesh))
@@ -83,17 +83,17 @@ def test_traffic_of_whole_states_equals_count(pools: Pools, mesh: Mesh) -> None:
     once = traffic.collect_traffic(TILING, mesh, point)
     both = traffic.collect_traffic(TILING, mesh, point, backward=True)
     member = FIXED.config.channels * TILING.y.length * TILING.x.length * 8
-    for found in pools(mesh.size).run(work.counted_whole, FIXED, mesh):
-        assert found["collect"] == once == found["back"]
-        assert traffic.added(found["collect"], found["back"]) == both
-        assert found["members"] == traffic.ensemble_traffic(mesh, FIXED.samples, member)
+    for ledgers in pools(mesh.size).run(work.counted_whole, FIXED, mesh):
+        assert ledgers["collect"] == once == ledgers["back"]
+        assert traffic.added(ledgers["collect"], ledgers["back"]) == both
+        assert ledgers["members"] == traffic.ensemble_traffic(mesh, FIXED.samples, member)
 
 
 @pytest.mark.distributed
 def test_messages_see_what_is_of_no_axis(pools: Pools) -> None:
     """The counter itself: a message over all ranks of a mesh of two axes has its own key."""
-    for found in pools(4).run(work.stray, Mesh(tile=2, tp=2)):
-        assert found == {("none of the axes", "all-reduce"): Traffic(1, 12)}
+    for ledger in pools(4).run(work.stray, Mesh(tile=2, tp=2)):
+        assert ledger == {("none of the axes", "all-reduce"): Traffic(1, 12)}
 
 
 def test_traffic_adds() -> None:
@@ -111,18 +111,18 @@ def test_traffic_of_one_rank_is_none() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 9])
 def test_exchanged_rows_are_the_points(ranks: int) -> None:
-    """All that is handed out is one row a point and tile: of the extents, and of where weights are positive."""
-    found = tiles(TILING)
+    """Ranks exchange one row a point and tile: for the extents, and where weights are positive."""
+    every = tiles(TILING)
     for blend, points in (
-        (False, sum(tile.weight.numel() for tile in found)),
-        (True, sum(int((tile.weight > 0).sum()) for tile in found)),
+        (False, sum(tile.weight.numel() for tile in every)),
+        (True, sum(int((tile.weight > 0).sum()) for tile in every)),
     ):
         assert sum(map(sum, traffic.exchanged_rows(TILING, ranks, blend))) == points
 
 
 @pytest.mark.parametrize("mesh", [Mesh(), Mesh(tp=2), Mesh(tp=8), Mesh(fsdp=3), Mesh(fsdp=8, tp=8)], ids=str)
 def test_part_holds_every_weight(mesh: Mesh) -> None:
-    """What ranks hold is the network, whose replicated weights every tp rank has; parts are padded to the first's."""
+    """The ranks' parts make up the network, replicated weights on every tp rank; parts are padded to the first's."""
     shapes = FIXED.config.depth * traffic.block_shapes(FIXED.config, mesh.tp) + traffic.root_shapes(
         FIXED.config, mesh.tp
     )

@@ -1,8 +1,8 @@
 """[PAR-1] to [PAR-11], [PAR-18], [PAR-19]: values, gradients and ensembles of any mesh are the serial run's.
 
 Errors are of rounding: sums over ranks add in another order, and products of other sizes may. A float64 result is
-within 32 eps of its largest number, a gradient of the largest in all weights: where slopes cancel, as those of queries
-that see a single key, what is left has the rounding of what was there. A float32 run is held against the float64 truth,
+within 32 eps of its largest number, a gradient of the largest in all weights: where gradients cancel, as those of
+queries that see a single key, the rest has the rounding of the terms. A float32 run is held against the float64 truth,
 from which it may be thrice as far as the serial float32 run. Where ranks do nothing but move numbers, results have the
 serial bits; so they need batches of the same size as the serial ones, hence tiles and members one at a time.
 """
@@ -38,10 +38,10 @@ GUIDED = replace(FIXED, depth=1)  # messages are what takes time here
 EXAMPLES = 16
 
 
-def error(found: Tensor, expected: Tensor, scale: float | None = None) -> float:
+def error(actual: Tensor, expected: Tensor, scale: float | None = None) -> float:
     """The largest, in eps of the largest number, or of `scale`."""
     scale = float(expected.abs().max()) if scale is None else scale
-    return float((found - expected).abs().max()) / (EPS * scale) if scale else float(found.abs().max() > 0)
+    return float((actual - expected).abs().max()) / (EPS * scale) if scale else float(actual.abs().max() > 0)
 
 
 def note(what: str, value: float) -> None:
@@ -56,29 +56,31 @@ def largest(tensors: Iterable[Tensor]) -> float:
     return max(float(tensor.abs().max()) for tensor in tensors)
 
 
-def rms(found: dict[str, Tensor], truth: dict[str, Tensor], names: Iterable[str]) -> float:
-    """Of all numbers of these names."""
-    return float(torch.cat([(found[n] - truth[n]).double().flatten() for n in names]).square().mean().sqrt())
+def rms(actual: dict[str, Tensor], truth: dict[str, Tensor], names: Iterable[str]) -> float:
+    """Root mean square of the differences over all tensors of these names."""
+    return float(torch.cat([(actual[n] - truth[n]).double().flatten() for n in names]).square().mean().sqrt())
 
 
 def agreed(answers: list[Answer]) -> dict[str, Tensor]:
-    """What all ranks have, once every rank has said that it has the same bits; weights from the parts that ranks hold,
-    the same bits wherever a part is held again. By [PAR-7] and [PAR-16]: rows over fsdp, heads over tp.
+    """Assemble the result of all ranks, and check that every rank has the same bits.
+
+    Weights come from the parts that ranks hold, which have the same bits wherever they are replicated. By [PAR-7] and
+    [PAR-16] rows are sharded over fsdp, and heads over tp.
     """
     first, holders = answers[0], {(a.place["fsdp"], a.place["tp"]): a for a in reversed(answers) if a.parts}
     for each in answers:
         assert each.bits == first.bits
         held = holders.get((each.place["fsdp"], each.place["tp"]), each)
         assert each.part_bits == held.part_bits
-    found = dict(first.whole)
+    tensors = dict(first.whole)
     for name in first.parts:
         rows, heads = (1 + max(place) for place in zip(*holders, strict=True))
         parts = [torch.cat([holders[row, head].parts[name] for row in range(rows)]) for head in range(heads)]
         weight = name.split()[-1]
         if cut_dim(weight) is None:
             assert all(torch.equal(part, parts[0]) for part in parts), name
-        found[name] = join(weight, parts) if cut_dim(weight) is not None else parts[0]
-    return found
+        tensors[name] = join(weight, parts) if cut_dim(weight) is not None else parts[0]
+    return tensors
 
 
 # Problems
@@ -235,26 +237,26 @@ def test_evaluate_equals_serial(
 ) -> None:
     """[PAR-5] to [PAR-13] at once: D and both its gradients, assembled; the same bits on all ranks."""
     problem, mesh = drawn
-    found = agreed(pools(mesh.size).run(work.evaluate, problem, mesh, whole_memory, whole_state))
+    actual = agreed(pools(mesh.size).run(work.evaluate, problem, mesh, whole_memory, whole_state))
     expected = serial(problem)
-    assert found.keys() == expected.keys()
-    judge(problem, found, expected)
+    assert actual.keys() == expected.keys()
+    judge(problem, actual, expected)
     if mesh.tp == mesh.data == 1 and problem.tiles_per_batch == 1 and whole_memory:
-        assert torch.equal(found["y"], expected["y"])
+        assert torch.equal(actual["y"], expected["y"])
 
 
-def judge(problem: Problem, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def judge(problem: Problem, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """As the module's first lines say: value, gradient in the state, gradient in all weights."""
     groups = [["y"], ["x"], [name for name in expected if name not in ("x", "y")]]
     truth = expected if problem.dtype == torch.float64 else serial(replace(problem, dtype=torch.float64))
     for names in groups:
         if problem.dtype == torch.float64:
             scale = largest(expected[name] for name in names)
-            worst = max((error(found[name], expected[name], scale), name) for name in names)
+            worst = max((error(actual[name], expected[name], scale), name) for name in names)
             assert worst[0] <= 32, worst
             note(f"float64 {names[0] if len(names) == 1 else 'weights'}", worst[0])
         else:
-            ratio = rms(found, truth, names) / max(rms(expected, truth, names), 1e-300)
+            ratio = rms(actual, truth, names) / max(rms(expected, truth, names), 1e-300)
             assert ratio <= 3, (ratio, names)
             note(f"float32 {names[0] if len(names) == 1 else 'weights'}", ratio)
 
@@ -296,8 +298,8 @@ def test_members_have_the_serial_bits(pools: Pools, mesh: str) -> None:
     """[PAR-10] [PAR-18]: tiles and members one at a time, as the serial run has them."""
     world = Mesh.parse(mesh)
     problem = replace(GUIDED, tiles_per_batch=1, batch=1, samples=world.data)
-    found = agreed(pools(world.size).run(work.members, problem, world, "none"))
-    assert torch.equal(found["members"], work.serial_members(problem, "none"))
+    actual = agreed(pools(world.size).run(work.members, problem, world, "none"))
+    assert torch.equal(actual["members"], work.serial_members(problem, "none"))
 
 
 @pytest.mark.distributed
@@ -310,8 +312,8 @@ def test_evaluate_has_the_serial_bits(pools: Pools, tile: int, dtype: torch.dtyp
     uneven = Tiling(Axis(14, 4, 4, 2, False, 2), Axis(12, 4, 4, 2, False, 2))  # 12 tiles of six shapes
     for tiling in (TILING, uneven):
         problem = Problem(tiling, samples=2, tiles_per_batch=1, dtype=dtype, seed=2)
-        found = agreed(pools(tile).run(work.evaluate, problem, Mesh(tile=tile), True))
-        assert torch.equal(found["y"], work.serial(problem)["y"])
+        actual = agreed(pools(tile).run(work.evaluate, problem, Mesh(tile=tile), True))
+        assert torch.equal(actual["y"], work.serial(problem)["y"])
 
 
 @pytest.mark.distributed
@@ -340,8 +342,8 @@ def test_shapes_in_ranks() -> None:
 def test_second_derivative_equals_serial(pools: Pools, mesh: str) -> None:
     """f and g of [PAR-5], gather and blend, collect and scatter: each is linear, and so is its gradient."""
     problem = replace(FIXED, samples=2)
-    found = agreed(pools(4).run(work.second_derivative, problem, Mesh.parse(mesh)))
-    assert error(found["curve"], work.second_derivative(problem, None)) <= 32
+    actual = agreed(pools(4).run(work.second_derivative, problem, Mesh.parse(mesh)))
+    assert error(actual["curve"], work.second_derivative(problem, None)) <= 32
 
 
 # Messages of tiles
@@ -355,16 +357,16 @@ def test_exchange_is_its_own_adjoint(pools: Pools, drawn: tuple[Problem, Mesh]) 
     undoes scatter. Blending what was gathered gives the field: weights sum to one within a rounding each.
     """
     problem, mesh = drawn
-    for found in pools(mesh.size).run(work.exchanges, problem, mesh):
+    for checks in pools(mesh.size).run(work.exchanges, problem, mesh):
         for name in ("extents", "results"):
-            left, right = found[name]["inner products"]
+            left, right = checks[name]["inner products"]
             assert left == right
-            assert found[name]["pull's gradient"]
-            left, right = found[name]["push's gradient"]
+            assert checks[name]["pull's gradient"]
+            left, right = checks[name]["push's gradient"]
             assert left == right
         for name in ("gather", "scatter", "collect", "collect of scatter", "collect's gradient", "scatter's gradient"):
-            assert found[name], name
-        assert found["unity"] <= 8 * EPS
+            assert checks[name], name
+        assert checks["unity"] <= 8 * EPS
 
 
 @pytest.mark.distributed
@@ -375,10 +377,10 @@ def test_tiled_sharded_pointwise(pools: Pools, drawn: tuple[Problem, Mesh]) -> N
     four."""
     problem, mesh = drawn
     data = problem.data()
-    found = agreed(pools(mesh.size).run(work.cube, problem, mesh))
+    actual = agreed(pools(mesh.size).run(work.cube, problem, mesh))
     u, v, z = data.noise, data.probe, data.x
-    for name, expected in (("y", z**3), ("slope", 3 * z**2 * v), ("curve", 6 * z * u * v)):
-        assert error(found[name], expected) <= 8, name
+    for name, expected in (("y", z**3), ("gradient", 3 * z**2 * v), ("curve", 6 * z * u * v)):
+        assert error(actual[name], expected) <= 8, name
 
 
 @pytest.mark.distributed
@@ -425,5 +427,5 @@ def test_evaluate_on_gpus(pools: Pools, mesh: str) -> None:
     if torch.cuda.device_count() < world.size:
         pytest.skip(f"needs {world.size} GPUs, there are {torch.cuda.device_count()}")
     problem = replace(FIXED, device="cuda")
-    found = agreed(pools(world.size, "cuda").run(work.evaluate, problem, world))
-    judge(problem, found, {name: tensor.cpu() for name, tensor in work.serial(problem).items()})
+    actual = agreed(pools(world.size, "cuda").run(work.evaluate, problem, world))
+    judge(problem, actual, {name: tensor.cpu() for name, tensor in work.serial(problem).items()})

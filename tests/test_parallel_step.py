@@ -87,9 +87,9 @@ def test_join_undoes_cut(ranks: int) -> None:
 @pytest.mark.parametrize("mesh", [Mesh(tp=2), Mesh(tp=4), Mesh(tp=8)], ids=str)
 def test_tensor_parallel_equals_torch_plan(pools: Pools, mesh: Mesh) -> None:
     """The MLP and both attentions against torch's own column- and row-wise plan: values, gradients, weights' parts."""
-    for found in pools(mesh.size).run(work.by_plan, mesh):
-        assert set(found) == {"mlp", "spatial", "temporal"}
-        assert max(found.values()) <= 32 * torch.finfo(torch.float64).eps, found
+    for differences in pools(mesh.size).run(work.by_plan, mesh):
+        assert set(differences) == {"mlp", "spatial", "temporal"}
+        assert max(differences.values()) <= 32 * torch.finfo(torch.float64).eps, differences
 
 
 @pytest.mark.distributed
@@ -112,8 +112,8 @@ def test_place_whole_on_another_mesh(pools: Pools, written: int, read: int) -> N
         assert torch.equal(state[f"weight {name}"], weight)
         assert torch.equal(state[f"moment {name}"], optimiser.state[weight]["exp_avg_sq"])
     marked = {key: value + torch.arange(value.numel()).view_as(value) for key, value in state.items()}
-    found = agreed(pools(read).run(work.placed, problem, Mesh.parse(other[read]), marked))
-    assert all(torch.equal(found[key], marked[key]) for key in marked)
+    placed = agreed(pools(read).run(work.placed, problem, Mesh.parse(other[read]), marked))
+    assert all(torch.equal(placed[key], marked[key]) for key in marked)
 
 
 # Loss
@@ -138,12 +138,12 @@ def test_scaled_loss_counts_the_whole_batch(pools: Pools, mesh: str) -> None:
 # Steps
 
 
-def judge(found: dict[str, Tensor], expected: dict[str, Tensor], factor: float = 1) -> None:
+def judge(actual: dict[str, Tensor], expected: dict[str, Tensor], factor: float = 1) -> None:
     """Each within 32 eps of the largest of its kind: loss, norm, gradients, clipped gradients, weights."""
     for kind in {name.split()[0] for name in expected}:
         names = [name for name in expected if name.split()[0] == kind]
         scale = largest(expected[name] for name in names)
-        worst = max((error(found[name], expected[name], scale), name) for name in names)
+        worst = max((error(actual[name], expected[name], scale), name) for name in names)
         assert worst[0] <= 32 * factor, worst
         note(f"step {kind}", worst[0])
 
@@ -185,11 +185,11 @@ def test_train_step_equals_serial(pools: Pools, mesh: Mesh) -> None:
     """
     problem, kind = replace(FIXED, samples=mesh.data + 1, depth=1), "adamw" if mesh.size < 8 else "sgd"
     answers = pools(mesh.size).run(work.train, problem, mesh, 1, MOST, kind)
-    found, expected = agreed([answer[0] for answer in answers]), serial_train(problem, 1, MOST, kind)[0]
-    judge(found, {name: t for name, t in expected.items() if not name.startswith("weight")})
-    assert float(found["norm"]) > MOST
-    clipped_by_hand(found, MOST)
-    serial_given(problem, [found], kind)
+    actual, expected = agreed([answer[0] for answer in answers]), serial_train(problem, 1, MOST, kind)[0]
+    judge(actual, {name: t for name, t in expected.items() if not name.startswith("weight")})
+    assert float(actual["norm"]) > MOST
+    clipped_by_hand(actual, MOST)
+    serial_given(problem, [actual], kind)
 
 
 @pytest.mark.distributed
@@ -200,12 +200,12 @@ def test_train_step_of_any_problem(pools: Pools, drawn: tuple[Problem, Mesh], mo
     run's error: clipping and the optimiser's step are held against the gradients that they were given.
     """
     problem, mesh = drawn
-    found = agreed([answer[0] for answer in pools(mesh.size).run(work.train, problem, mesh, 1, most, "adamw")])
+    actual = agreed([answer[0] for answer in pools(mesh.size).run(work.train, problem, mesh, 1, most, "adamw")])
     expected = work.serial_train(problem, 1, most, "adamw")[0]
     if problem.dtype == torch.float64:
-        judge(found, {name: t for name, t in expected.items() if not name.startswith("weight")})
-        clipped_by_hand(found, most)
-    serial_given(problem, [found], "adamw")
+        judge(actual, {name: t for name, t in expected.items() if not name.startswith("weight")})
+        clipped_by_hand(actual, most)
+    serial_given(problem, [actual], "adamw")
 
 
 @pytest.mark.distributed
@@ -236,9 +236,9 @@ def test_recompute_steps_have_the_same_bits(pools: Pools) -> None:
 def test_clip_gradients_leaves_small_ones_alone(pools: Pools) -> None:
     """Below the most that is allowed, not a bit changes."""
     answers = pools(4).run(work.train, FIXED, Mesh(fsdp=2, tp=2), 1, math.inf, "sgd")
-    found = agreed([answer[0] for answer in answers])
-    for name in (name for name in found if name.startswith("gradient")):
-        assert torch.equal(found[name], found[name.replace("gradient", "clipped")])
+    actual = agreed([answer[0] for answer in answers])
+    for name in (name for name in actual if name.startswith("gradient")):
+        assert torch.equal(actual[name], actual[name.replace("gradient", "clipped")])
 
 
 @pytest.mark.gpu
@@ -251,6 +251,6 @@ def test_train_on_gpus(pools: Pools, mesh: str) -> None:
         pytest.skip(f"needs {world.size} GPUs, there are {torch.cuda.device_count()}")
     problem = replace(FIXED, device="cuda")
     answers = pools(world.size, "cuda").run(work.train, problem, world, 1, MOST, "adamw")
-    found = agreed([answer[0] for answer in answers])
+    actual = agreed([answer[0] for answer in answers])
     expected = work.serial_train(problem, 1, MOST, "adamw")[0]
-    judge(found, {name: t.cpu() for name, t in expected.items() if not name.startswith("weight")})
+    judge(actual, {name: t.cpu() for name, t in expected.items() if not name.startswith("weight")})

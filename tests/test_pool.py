@@ -27,7 +27,7 @@ def pids(pool: Pool) -> list[int]:
 
 
 def gone(processes: list[int]) -> bool:
-    """Whether none of these processes is there, as a zombie neither."""
+    """Return True when none of these processes exists, not even as a zombie."""
     return not any(os.path.exists(f"/proc/{pid}") for pid in processes)
 
 
@@ -113,7 +113,7 @@ def test_run_after_a_rank_was_killed(pool: Pool) -> None:
 
 
 def test_run_invalid_work_leaves_the_world_alone(pool: Pool) -> None:
-    """What cannot be sent is refused before any rank hears of it."""
+    """Work that cannot be sent is refused before any rank hears of it."""
     before = pids(pool)
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError), match=r"pickle|local object"):
         pool.run(lambda: 0)

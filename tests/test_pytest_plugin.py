@@ -48,18 +48,20 @@ def test_plugin_one_item_each(port: Path) -> None:
 
 
 def test_plugin_unsupported_fails_in_a_profile_asked_for(port: Path) -> None:
-    found = run(port, "--conformance-adapter", "my_port.adapter:adapter", "--conformance-profile", "edm", "-k", "crps")
-    assert "unsupported: the port does not claim the operation crps" in found.stdout
-    assert "1 failed, 2 deselected" in found.stdout, found.stdout
+    finished = run(
+        port, "--conformance-adapter", "my_port.adapter:adapter", "--conformance-profile", "edm", "-k", "crps"
+    )
+    assert "unsupported: the port does not claim the operation crps" in finished.stdout
+    assert "1 failed, 2 deselected" in finished.stdout, finished.stdout
 
 
 def test_plugin_invalid_port(port: Path) -> None:
-    found = run(port, "--conformance-cmd", "no-such-program")
-    assert found.returncode == 4
-    assert "conformance: there is no program 'no-such-program'" in found.stderr
+    finished = run(port, "--conformance-cmd", "no-such-program")
+    assert finished.returncode == 4
+    assert "conformance: there is no program 'no-such-program'" in finished.stderr
 
 
 def test_plugin_without_a_port_adds_nothing(port: Path) -> None:
     (port / "test_own.py").write_text("def test_own():\n    assert True\n")
-    found = run(port)
-    assert found.returncode == 0 and "1 passed" in found.stdout
+    finished = run(port)
+    assert finished.returncode == 0 and "1 passed" in finished.stdout

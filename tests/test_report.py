@@ -113,13 +113,13 @@ def test_error_text_says_when_there_is_no_number() -> None:
 
 
 def test_statuses_are_the_worst_that_happened() -> None:
-    found = {status.requirement.id: status for status in statuses(BAD)}
-    assert list(found) == list(requirements())
-    words = {name: found[f"TILE-{name}"].word for name in (1, 2, 4, 5, 8, 10)}
+    status_of = {status.requirement.id: status for status in statuses(BAD)}
+    assert list(status_of) == list(requirements())
+    words = {name: status_of[f"TILE-{name}"].word for name in (1, 2, 4, 5, 8, 10)}
     assert words == {1: "unsupported", 2: "passed", 4: "failed", 5: "failed", 8: "not covered", 10: "unsupported"}
-    assert found["TILE-5"].sentence == "failed by 1 case, passed by 1 law"
-    assert found["TILE-6"].sentence == "failed by 1 case and 1 law, passed by 1 case"
-    assert found["TILE-8"].sentence == "not covered by this run"
+    assert status_of["TILE-5"].sentence == "failed by 1 case, passed by 1 law"
+    assert status_of["TILE-6"].sentence == "failed by 1 case and 1 law, passed by 1 case"
+    assert status_of["TILE-8"].sentence == "not covered by this run"
 
 
 def test_reproduce_quotes_for_the_shell() -> None:
@@ -338,7 +338,7 @@ def _luminance(colour: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """Of two colours as WCAG 2 defines it."""
+    """Contrast ratio of two colours, as WCAG 2 defines it."""
     bright, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (bright + 0.05) / (dark + 0.05)
 

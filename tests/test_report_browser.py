@@ -72,7 +72,7 @@ def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(browser: str, profile: Path, address: Path, *options: str) -> str:
-    """What the browser prints for a file."""
+    """Return what the browser prints for a file."""
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking",
         "--no-first-run", f"--user-data-dir={profile / 'profile'}", "--virtual-time-budget=2000", *options,
@@ -95,13 +95,13 @@ class Tags(HTMLParser):
 
 
 def title(document: str) -> str:
-    found = re.search(r"<title>(.*?)</title>", document, re.DOTALL)
-    assert found is not None
-    return found[1]
+    match = re.search(r"<title>(.*?)</title>", document, re.DOTALL)
+    assert match is not None
+    return match[1]
 
 
 def test_browser_reads_hostile_strings_as_text(browser: str, page: Path, tmp_path: Path) -> None:
-    """What the browser made of the file has the elements that were written and no other, and nobody was called."""
+    """The browser's document has the elements that were written and no other, and no address was called."""
     Silent.calls.clear()
     shown = run(browser, tmp_path, page, "--dump-dom")
     assert title(shown).startswith("Conformance of \"'&gt;&lt;script&gt;document.title='owned'")
@@ -132,9 +132,9 @@ def test_browser_page_is_never_wider_than_its_window(browser: str, width: int, p
     """With every part unfolded; tables, plots and commands scroll in boxes of their own."""
     text = page.read_text().replace(f'content="{POLICY}"', 'content=""').replace("<details>", "<details open>")
     (tmp_path / "frame.html").write_text(FRAME.format(width=width, page=html.escape(text)))
-    found = json.loads(title(run(browser, tmp_path, tmp_path / "frame.html", "--dump-dom")))
-    assert found.pop("elements") > 1000
-    assert found == {"page": width, "window": width, "wide": []}
+    widths = json.loads(title(run(browser, tmp_path, tmp_path / "frame.html", "--dump-dom")))
+    assert widths.pop("elements") > 1000
+    assert widths == {"page": width, "window": width, "wide": []}
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])

@@ -66,8 +66,8 @@ def words(kind: str, folder: str) -> list[str]:
 def test_new_adapter_is_red_then_green(here: Path, kind: str, file: str) -> None:
     assert new_adapter(kind, Path("my_port")) == 0
     red = {"attention/gate": "pass", "edm/levels": "fail", "edm/no-steps": "pass", "verification/crps": "unsupported"}
-    found, run = verdicts(words(kind, "my_port"))
-    assert found == red
+    verdict_of, run = verdicts(words(kind, "my_port"))
+    assert verdict_of == red
     assert "sigmas is off at [" in run.outcomes[1].detail
     stub = here / "my_port" / file
     text = stub.read_text()
@@ -98,12 +98,12 @@ def test_new_adapter_prints_a_command_that_works(
     assert "invalid choice: 'nonsense'" in judged.stderr
     parts = shlex.split(command)
     if kind == "wire":
-        found, _ = verdicts(command_words(parts[parts.index("--cmd") + 1]))
+        verdict_of, _ = verdicts(command_words(parts[parts.index("--cmd") + 1]))
     else:
         if "&&" in parts:
             os.chdir(parts[1])
-        found, _ = verdicts(serve_words(parts[parts.index("--adapter") + 1]))
-    assert found["attention/gate"] == "pass"
+        verdict_of, _ = verdicts(serve_words(parts[parts.index("--adapter") + 1]))
+    assert verdict_of["attention/gate"] == "pass"
 
 
 @pytest.mark.parametrize(("kind", "file"), [("python", "adapter.py"), ("wire", "port.py")])

@@ -208,7 +208,7 @@ def test_needed_gives_the_figure_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("knob", sensitivity.KNOBS, ids=lambda knob: knob.name)
 def test_knobs_turn_from_the_defaults(knob: sensitivity.Knob) -> None:
-    """What is printed as the value is what the model has; twice of it is something else."""
+    """The value that is printed is the model's; twice the value gives another result."""
     given = Machine(), Workload(storm_10m())
     assert efficiency(*knob.turn(*given, knob.default)) == pytest.approx(efficiency(*given), rel=NEAR)
     assert knob.turn(*given, 2 * knob.default) != given

@@ -40,14 +40,14 @@ def torchrun(ranks: int, words: list[str], restarts: int = 0, mark: str = "") ->
 
 def left_behind(mark: str) -> list[str]:
     """Processes that carry this mark in their environment; on Linux alone."""
-    found = []
+    commands = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if f"STORM_REF_TEST={mark}\0".encode() in path.read_bytes():
-                found.append((path.parent / "cmdline").read_text().replace("\0", " "))
+                commands.append((path.parent / "cmdline").read_text().replace("\0", " "))
         except OSError:
             continue
-    return found
+    return commands
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_train_ends_when_a_rank_goes_wrong(kind: str, data: list[str], tmp_path:
 
 
 def test_refused_on_every_rank_is_said_once(data: list[str], tmp_path: Path) -> None:
-    """What does not fit the mesh: before any work, one line, no output. The ranks are started once for all of them."""
+    """Arguments that do not fit the mesh are refused in one line, before any work and output. Ranks start only once."""
     refusals = {
         "--mesh tp=2 --width 15": "heads must divide width",
         "--mesh ddp=2 --batch 1": "2 data ranks for 1 samples or members",

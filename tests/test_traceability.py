@@ -47,7 +47,7 @@ class Chapter:
 
 
 def requirements(root: Path) -> list[Requirement]:
-    """All requirements of the tree's chapters."""
+    """Read the requirements of the tree's chapters."""
     return read_requirements(root / "spec")
 
 
@@ -292,9 +292,9 @@ def append(root: Path, name: str, text: str) -> None:
 
 def only(root: Path, check: Check) -> str:
     """The one problem of the tree, which this check finds and no other."""
-    found = {other.__name__: other(root) for other in CHECKS}
-    assert [name for name, problems in found.items() if problems] == [check.__name__], found
-    (problem,) = found[check.__name__]
+    problems_of = {other.__name__: other(root) for other in CHECKS}
+    assert [name for name, problems in problems_of.items() if problems] == [check.__name__], problems_of
+    (problem,) = problems_of[check.__name__]
     return problem
 
 

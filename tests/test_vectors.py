@@ -98,9 +98,9 @@ def test_limits_are_made_again(name: str) -> None:
     assert isinstance(again, MonteCarlo) and (again.k, again.runs, again.seed) == (stored.k, stored.runs, stored.seed)
     for dtype, outputs in stored.limits.items():
         for output, limits in outputs.items():
-            found = again.limits[dtype][output]
-            assert found.rms == pytest.approx(limits.rms, rel=0.1)
-            assert found.largest == pytest.approx(limits.largest, rel=0.1)
+            remade = again.limits[dtype][output]
+            assert remade.rms == pytest.approx(limits.rms, rel=0.1)
+            assert remade.largest == pytest.approx(limits.largest, rel=0.1)
 
 
 def test_narrow_inputs_serve_every_dtype() -> None:
@@ -116,12 +116,12 @@ def test_narrow_inputs_serve_every_dtype() -> None:
 
 def test_manifest_has_the_denominators() -> None:
     """[CONF-2] [CONF-3] Public cases and laws are counted, internal ones are not."""
-    found = manifest()
+    document = manifest()
     for name in PROFILES:
-        assert found["profiles"][name]["cases"] == sum(case.public and name in case.profiles for case in CASES)
-        assert found["profiles"][name]["laws"] == count_by_profile().get(name, 0)
-    assert found["cases"] == len(CASES) >= 150 and len(all_laws()) >= 40
-    assert all(found["profiles"][name]["cases"] for name in PROFILES)
+        assert document["profiles"][name]["cases"] == sum(case.public and name in case.profiles for case in CASES)
+        assert document["profiles"][name]["laws"] == count_by_profile().get(name, 0)
+    assert document["cases"] == len(CASES) >= 150 and len(all_laws()) >= 40
+    assert all(document["profiles"][name]["cases"] for name in PROFILES)
 
 
 def test_vectors_are_small() -> None:

@@ -31,9 +31,9 @@ LONG = 30.0  # seconds: never reached by a port that answers, however busy the m
 
 
 def schema(name: str) -> jsonschema.Draft202012Validator:
-    found = json.loads((ROOT / "conformance" / "schemas" / f"{name}.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(found)
-    return jsonschema.Draft202012Validator(found)
+    document = json.loads((ROOT / "conformance" / "schemas" / f"{name}.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(document)
+    return jsonschema.Draft202012Validator(document)
 
 
 def words(*arguments: object) -> list[str]:
@@ -64,7 +64,7 @@ def port() -> Iterator[Port]:
 
 
 def alive(number: int) -> bool:
-    """Whether a process runs; one that nobody has reaped yet does not."""
+    """Return True while a process runs; a zombie does not."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True).stdout
     return state.strip() not in ("",) and not state.strip().startswith("Z")
 
@@ -427,17 +427,17 @@ def test_host_arrays_survive(echo: WireAdapter) -> None:
         "double": np.array([5e-324, -np.inf, np.nan, 0.1]),
         "weights.a.b": np.arange(24.0).reshape(2, 3, 4)[:, ::-1],
     }
-    found = echo.run("crps", arrays, {"how": "echo"})
-    assert sorted(found) == sorted(arrays)
+    outputs = echo.run("crps", arrays, {"how": "echo"})
+    assert sorted(outputs) == sorted(arrays)
     for name, value in arrays.items():
-        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape), name
-        assert found[name].tobytes() == value.tobytes(), f"{name} bit for bit"
+        assert (outputs[name].dtype, outputs[name].shape) == (value.dtype, value.shape), name
+        assert outputs[name].tobytes() == value.tobytes(), f"{name} bit for bit"
 
 
 def test_host_makes_arrays_contiguous(echo: WireAdapter) -> None:
-    found = echo.run("crps", {}, {"how": "strided"})
-    np.testing.assert_array_equal(found["y"], [[0, 3], [1, 4], [2, 5]])
-    np.testing.assert_array_equal(found["z"], [0.0, 1, 2])
+    outputs = echo.run("crps", {}, {"how": "strided"})
+    np.testing.assert_array_equal(outputs["y"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(outputs["z"], [0.0, 1, 2])
 
 
 def test_host_pins_threads(echo: WireAdapter) -> None:

@@ -227,7 +227,7 @@ def ground() -> tuple[Float[Array, "63 x"], Float[Array, "63 x"]]:
 
 
 def make_flow(physics: Physics) -> Flow:
-    """All operators for these constants."""
+    """Make the operators for these constants."""
     p = physics
     k = np.where(np.arange(N) < N // 2, np.arange(N), np.arange(N) - N).astype(np.float64)
     kx, ky, kept = (k * (2.0 * PI / p.length))[:, None], (k * (PI / p.width))[None, :], np.abs(k) <= N // 3

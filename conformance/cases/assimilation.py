@@ -25,7 +25,7 @@ from conformance.cases.guidance import (
     network_problem,
     problem,
     refused_inputs,
-)  # fmt: skip
+)
 from conformance.judging.case import Chain, Recipe
 from conformance.judging.inputs import bilinear_observations
 from conformance.judging.tolerance import Bound, MustReject
@@ -50,9 +50,9 @@ def _heun(denoise: Denoise, latents: Array, sigmas: Array, churn: Mapping[str, f
         hat = now * (1 + gamma)
         if gamma > 0 and noises is not None:
             x = x + mp.sqrt(hat**2 - now**2) * mpf(churn.get("s_noise", 1.0)) * digits(noises[i])
-        slope = (x - denoise(x, hat)) / hat
-        euler = x + (after - hat) * slope
-        x = euler if after == 0 else x + (after - hat) / 2 * (slope + (euler - denoise(euler, after)) / after)
+        d = (x - denoise(x, hat)) / hat
+        euler = x + (after - hat) * d
+        x = euler if after == 0 else x + (after - hat) / 2 * (d + (euler - denoise(euler, after)) / after)
     return x
 
 
@@ -74,22 +74,16 @@ def _inputs(seed: int, levels: Array = LEVELS, members: int = 5) -> dict[str, Ar
 
 
 def _ensemble(
-    name: str, inputs: Arrays, params: Params, meaning: str, *requirements: str, smoke: bool = False,
+    name: str, inputs: Arrays, params: Params, meaning: str, requirements: tuple[str, ...], smoke: bool = False,
     targets: tuple[str, ...] = (),
 ) -> Recipe:  # fmt: skip
     settings = {"churn": {}, "together": 2} | dict(params)
     return Recipe(
-        f"assimilation/{name}",
-        "assimilate",
-        requirements,
-        ("smoke", "guidance") if smoke else ("guidance",),
-        Chain("a few steps of the sampler around the guided mean"),
-        meaning,
-        inputs,
-        settings,
-        _drawn(inputs, settings),
-        targets=targets,
-    )
+        f"assimilation/{name}", "assimilate", requirements=requirements,
+        profiles=("smoke", "guidance") if smoke else ("guidance",),
+        judge=Chain("a few steps of the sampler around the guided mean"), meaning=meaning, inputs=inputs,
+        params=settings, expected=_drawn(inputs, settings), targets=targets,
+    )  # fmt: skip
 
 
 def _posteriors() -> list[Recipe]:
@@ -98,7 +92,8 @@ def _posteriors() -> list[Recipe]:
     named = {"dps": "GUIDE-2", "pigdm": "GUIDE-3", "sda": "GUIDE-4", "mmps": "GUIDE-8"}
     return [
         _ensemble(
-            f"posterior-{method}", inputs, params, stage, "DA-1", "GUIDE-1", named[method], smoke=method == "mmps",
+            f"posterior-{method}", inputs, params=params, meaning=stage,
+            requirements=("DA-1", "GUIDE-1", named[method]), smoke=method == "mmps",
             targets=("guidance_predictor_only", "guidance_corrector_only"),
         )
         for method, params in METHODS.items()
@@ -115,17 +110,17 @@ def _churned() -> list[Recipe]:
     shares = "members share noise, or take another member's, when they are drawn in batches"
     return [
         _ensemble(
-            "churn", noisy, METHODS["pigdm"] | {"churn": {"s_churn": 2.0}}, shares, "DA-1", "DA-3", "EDM-6",
-            targets=targets,
+            "churn", noisy, params=METHODS["pigdm"] | {"churn": {"s_churn": 2.0}}, meaning=shares,
+            requirements=("DA-1", "DA-3", "EDM-6"), targets=targets,
         ),
         _ensemble(
-            "churn-window", noisy, METHODS["mmps"] | {"churn": window, "together": 3},
-            f"the guided mean is evaluated before the noise is raised, or {shares}", "DA-3", "EDM-6", "GUIDE-1",
-            targets=targets,
+            "churn-window", noisy, params=METHODS["mmps"] | {"churn": window, "together": 3},
+            meaning=f"the guided mean is evaluated before the noise is raised, or {shares}",
+            requirements=("DA-3", "EDM-6", "GUIDE-1"), targets=targets,
         ),
         _ensemble(
-            "churn-forecast", noisy | NOTHING, {"method": None, "churn": window, "together": 4}, shares, "DA-2", "DA-3",
-            targets=targets,
+            "churn-forecast", noisy | NOTHING, {"method": None, "churn": window, "together": 4}, shares,
+            requirements=("DA-2", "DA-3"), targets=targets,
         ),
     ]  # fmt: skip
 
@@ -138,26 +133,26 @@ def _forecasts() -> list[Recipe]:
     return [
         _ensemble(
             "forecast", inputs, {"method": None, "together": 3}, "without observations the draw is not the prior's",
-            "DA-2"
+            requirements=("DA-2",),
         ),
         _ensemble(
             "forecast-guided", inputs, METHODS["dps"] | {"together": 16},
-            "a method without observations is refused, or changes the draw", "DA-2", "GUIDE-10",
+            "a method without observations is refused, or changes the draw", requirements=("DA-2", "GUIDE-10"),
         ),
     ]  # fmt: skip
 
 
-# What the methods end at in the limit of many steps.
+# The limits of many steps, for each method.
 
 
 def _end(sigmas: Array, ratio: Callable[[float], float]) -> float:
-    """What the sampler makes of a latent of 1 when the denoised mean is ratio(sigma) x."""
+    """Return what the sampler turns a latent of 1 into when the denoised mean is ratio(sigma) x."""
     levels = sigmas.tolist()
     x = float(levels[0])
     for now, after in pairwise(levels):
-        slope = x * (1 - ratio(now)) / now
-        euler = x + (after - now) * slope
-        x = euler if after == 0 else x + (after - now) * (slope + euler * (1 - ratio(after)) / after) / 2
+        d = x * (1 - ratio(now)) / now
+        euler = x + (after - now) * d
+        x = euler if after == 0 else x + (after - now) * (d + euler * (1 - ratio(after)) / after) / 2
     return x
 
 
@@ -168,8 +163,8 @@ def _variance_case(
     sigmas = schedule(32)
 
     def ratio(sigma: float) -> float:
-        slope = 1 / (1 + sigma**2)
-        return slope * (1 - sigma**2 * slope * weight(sigma**2))
+        jacobian = 1 / (1 + sigma**2)
+        return jacobian * (1 - sigma**2 * jacobian * weight(sigma**2))
 
     limit = math.sqrt(variance)
     distance = abs(_end(sigmas, ratio) - limit)
@@ -184,16 +179,13 @@ def _variance_case(
         "latents": np.array([[1.0], [0.0]]),
     }
     return Recipe(
-        f"assimilation/{name}",
-        "assimilate",
-        ("GUIDE-9" if params["method"] == "dps" else "GUIDE-3" if params["method"] == "pigdm" else "GUIDE-4", "DA-1"),
-        ("guidance",),
-        Bound(2 * distance / U, why, scale=1.0),
-        meaning,
-        inputs,
-        dict(params) | {"churn": {}, "together": 2},
-        {"samples": np.array([[limit], [0.0]])},
-    )
+        f"assimilation/{name}", "assimilate",
+        requirements=(
+            "GUIDE-9" if params["method"] == "dps" else "GUIDE-3" if params["method"] == "pigdm" else "GUIDE-4", "DA-1",
+        ),
+        profiles=("guidance",), judge=Bound(2 * distance / U, why, scale=1.0), meaning=meaning, inputs=inputs,
+        params=dict(params) | {"churn": {}, "together": 2}, expected={"samples": np.array([[limit], [0.0]])},
+    )  # fmt: skip
 
 
 def _variances() -> list[Recipe]:
@@ -234,16 +226,12 @@ def _posterior_moments() -> Recipe:
     distance = float(np.abs(np.array(factors) - np.sqrt(values)).max()) + float(shift)
     why = f"40 steps from sigma = 80 end {distance:.2g} from Bayes, by the factors of each eigenvector; twice that"
     return Recipe(
-        "assimilation/posterior-moments",
-        "assimilate",
-        ("DA-1", "GUIDE-8"),
-        ("guidance",),
-        Bound(2 * distance / U, why, scale=1.0),
-        "mean or covariance of the ensemble are not Bayes': another method, or a wrong variance",
-        inputs,
-        METHODS["mmps"] | {"churn": {}, "together": 5},
-        {"samples": mean + np.vstack([np.zeros(4), root])},
-    )
+        "assimilation/posterior-moments", "assimilate", requirements=("DA-1", "GUIDE-8"), profiles=("guidance",),
+        judge=Bound(2 * distance / U, why, scale=1.0),
+        meaning="mean or covariance of the ensemble are not Bayes': another method, or a wrong variance", inputs=inputs,
+        params=METHODS["mmps"] | {"churn": {}, "together": 5},
+        expected={"samples": mean + np.vstack([np.zeros(4), root])},
+    )  # fmt: skip
 
 
 def _refusals() -> list[Recipe]:
@@ -254,36 +242,37 @@ def _refusals() -> list[Recipe]:
         name: str, requirement: str, why: str, meaning: str, inputs: Arrays, settings: Params, good: Params
     ) -> Recipe:
         return Recipe(
-            f"assimilation/refuses-{name}", "assimilate", tuple({requirement: 0, "CONV-10": 0}), ("guidance",),
-            MustReject(why), meaning, inputs, settings, valid_counterpart=(valid, good),
+            f"assimilation/refuses-{name}", "assimilate", requirements=tuple({requirement: 0, "CONV-10": 0}),
+            profiles=("guidance",), judge=MustReject(why), meaning=meaning, inputs=inputs, params=settings,
+            valid_counterpart=(valid, good),
         )  # fmt: skip
 
     # dps with R = 1e-60: an evaluation multiplies the state by about 1e60, beyond the largest number in four steps.
     stiff = valid | {"variance": np.full(3, 1e-60)}
     wanted = ("zero-variance", "missing-value", "broken-operator", "other-state")
     return [
-        *(case(*found[:4], valid | found[4], dps, dps) for found in refused_inputs(valid) if found[0] in wanted),
+        *(case(*row[:4], valid | row[4], dps, dps) for row in refused_inputs(valid) if row[0] in wanted),
         case(
-            "divergence", "DA-6", "the state overflows", "an analysis of inf or NaN is returned as if it were one",
-            stiff,
-            dps, dps,
+            "divergence", "DA-6", why="the state overflows",
+            meaning="an analysis of inf or NaN is returned as if it were one", inputs=stiff, settings=dps, good=dps,
         ),
         case(
-            "unused-observations", "DA-7", "observations and no guidance method",
-            "observations without a method are ignored, and a forecast is taken for an analysis", valid,
-            params | {"method": None}, params | {"method": "sda", "gamma": 1.0},
+            "unused-observations", "DA-7", why="observations and no guidance method",
+            meaning="observations without a method are ignored, and a forecast is taken for an analysis", inputs=valid,
+            settings=params | {"method": None}, good=params | {"method": "sda", "gamma": 1.0},
         ),
         case(
-            "no-member", "CONV-10", "an ensemble of no member", "an ensemble of nothing is returned",
-            valid | {"latents": np.zeros((0, 4))}, dps, dps,
+            "no-member", "CONV-10", why="an ensemble of no member", meaning="an ensemble of nothing is returned",
+            inputs=valid | {"latents": np.zeros((0, 4))}, settings=dps, good=dps,
         ),
         case(
-            "none-together", "CONV-12", "0 members at a time", "members at a time are not checked", valid,
-            dps | {"together": 0}, dps,
+            "none-together", "CONV-12", why="0 members at a time", meaning="members at a time are not checked",
+            inputs=valid, settings=dps | {"together": 0}, good=dps,
         ),
         case(
-            "negative-gamma", "GUIDE-4", "gamma = -0.5", "a negative gamma makes W indefinite without complaint", valid,
-            params | {"method": "sda", "gamma": -0.5}, params | {"method": "sda", "gamma": 0.5},
+            "negative-gamma", "GUIDE-4", why="gamma = -0.5",
+            meaning="a negative gamma makes W indefinite without complaint", inputs=valid,
+            settings=params | {"method": "sda", "gamma": -0.5}, good=params | {"method": "sda", "gamma": 0.5},
         ),
     ]  # fmt: skip
 
@@ -324,33 +313,22 @@ def _cycle(name: str, method: str, frames: int, observed: list[bool], meaning: s
     }
     params = METHODS[method] | {"observed": observed}
     return Recipe(
-        f"assimilation/{name}",
-        "cycle",
-        ("DA-4", "DA-1", "DA-2"),
-        ("smoke", "guidance") if smoke else ("guidance",),
-        Chain("analyses of a few steps, each fed the ones before it"),
-        meaning,
-        inputs,
-        params,
-        _states(inputs, params),
+        f"assimilation/{name}", "cycle", requirements=("DA-4", "DA-1", "DA-2"),
+        profiles=("smoke", "guidance") if smoke else ("guidance",),
+        judge=Chain("analyses of a few steps, each fed the ones before it"), meaning=meaning, inputs=inputs,
+        params=params, expected=_states(inputs, params),
         targets=("history_ensemble_mean", "history_not_moved", "history_newest_first", "history_of_first_member"),
-    )
+    )  # fmt: skip
 
 
 def _no_history() -> Recipe:
     valid = _cycle("cycle-no-history", "sda", 1, [True], "")
     empty = {"history": np.zeros((0, 3, 3)), "model": np.zeros((0, 3, 3))}
     return Recipe(
-        "assimilation/refuses-no-history",
-        "cycle",
-        ("DA-4", "CONV-10"),
-        ("guidance",),
-        MustReject("a cycle without a past frame"),
-        "a cycle from nothing is returned",
-        {**valid.inputs, **empty},
-        valid.params,
-        valid_counterpart=(valid.inputs, valid.params),
-    )
+        "assimilation/refuses-no-history", "cycle", requirements=("DA-4", "CONV-10"), profiles=("guidance",),
+        judge=MustReject("a cycle without a past frame"), meaning="a cycle from nothing is returned",
+        inputs={**valid.inputs, **empty}, params=valid.params, valid_counterpart=(valid.inputs, valid.params),
+    )  # fmt: skip
 
 
 def _cycles() -> list[Recipe]:
@@ -388,17 +366,11 @@ def _moments(inputs: Arrays) -> dict[str, Array]:
 
 def _linear(name: str, inputs: Arrays, meaning: str) -> Recipe:
     return Recipe(
-        f"assimilation/{name}",
-        "linear_cycle",
-        ("DA-1", "DA-5"),
-        ("guidance",),
-        Chain("the gain, and a few products of small matrices a cycle"),
-        meaning,
-        inputs,
-        {},
-        _moments(inputs),
+        f"assimilation/{name}", "linear_cycle", requirements=("DA-1", "DA-5"), profiles=("guidance",),
+        judge=Chain("the gain, and a few products of small matrices a cycle"), meaning=meaning, inputs=inputs,
+        params={}, expected=_moments(inputs),
         targets=("kalman_gain", "q_and_r_swapped", "posterior_covariance_without_history"),
-    )
+    )  # fmt: skip
 
 
 def _linear_cycles() -> list[Recipe]:
@@ -438,17 +410,11 @@ def _scalar_cycle() -> Recipe:
     inputs = {name: np.array([[value]]) for name, value in numbers.items()}
     inputs |= {"mean": np.array([2.0]), "observations": np.array([[4.0], [-2.0], [1.0]])}
     return Recipe(
-        "assimilation/scalar-cycle",
-        "linear_cycle",
-        ("DA-5",),
-        ("smoke", "guidance"),
-        Bound(32, "three cycles of four roundings on numbers below 8", scale=8.0),
-        "R and Q are swapped in the gain, or taken as standard deviations",
-        inputs,
-        {},
-        {"means": np.array(means), "covariances": np.array(covs)},
-        targets=("kalman_gain", "q_and_r_swapped"),
-    )
+        "assimilation/scalar-cycle", "linear_cycle", requirements=("DA-5",), profiles=("smoke", "guidance"),
+        judge=Bound(32, "three cycles of four roundings on numbers below 8", scale=8.0),
+        meaning="R and Q are swapped in the gain, or taken as standard deviations", inputs=inputs, params={},
+        expected={"means": np.array(means), "covariances": np.array(covs)}, targets=("kalman_gain", "q_and_r_swapped"),
+    )  # fmt: skip
 
 
 # The whole of STORM: a network by tiles, sampled, with and without observations.
@@ -466,10 +432,18 @@ def _analysis(seed: int, cols: int = 8, noises: bool = False) -> tuple[dict[str,
 
 
 def _analysis_case(
-    name: str, inputs: Arrays, params: Params, meaning: str, requirements: tuple[str, ...], *profiles: str
+    name: str,
+    inputs: Arrays,
+    params: Params,
+    meaning: str,
+    requirements: tuple[str, ...],
+    profiles: tuple[str, ...] = ("guidance",),
 ) -> Recipe:
     why = Chain("three steps of the sampler around a tiled network, and guidance in them")
-    return Recipe(f"assimilation/analysis-{name}", "analysis", requirements, profiles, why, meaning, inputs, params)
+    return Recipe(
+        f"assimilation/analysis-{name}", "analysis", requirements=requirements, profiles=profiles, judge=why,
+        meaning=meaning, inputs=inputs, params=params,
+    )  # fmt: skip
 
 
 def _analyses() -> list[Recipe]:
@@ -479,32 +453,36 @@ def _analyses() -> list[Recipe]:
     seam = bilinear_observations(8, (0, 1, 2), (1, 0, 3), (1, 2, 5))
     return [
         _analysis_case(
-            "forecast", free, tiles, "tiles are sampled one by one, and blended at the end or once a step",
-            ("DA-2", "TILE-6", "TILE-7", "NET-5"), "smoke", "guidance", "tiling",
+            "forecast", free, params=tiles,
+            meaning="tiles are sampled one by one, and blended at the end or once a step",
+            requirements=("DA-2", "TILE-6", "TILE-7", "NET-5"), profiles=("smoke", "guidance", "tiling"),
         ),
         _analysis_case(
             "dps", free | seam, tiles | METHODS["dps"], "observations guide some evaluations, or tiles one by one",
-            ("DA-1", "GUIDE-1", "GUIDE-2", "TILE-7"), "guidance",
+            ("DA-1", "GUIDE-1", "GUIDE-2", "TILE-7"), profiles=("guidance",),
         ),
         _analysis_case(
-            "churn", noisy | seam, churned | METHODS["sda"] | {"churn": {"s_churn": 1.0}},
-            "noise is drawn for each tile, shared by members, or not taken from the input",
-            ("DA-1", "DA-3", "EDM-6", "EDM-8", "TILE-7"), "guidance", "rng",
+            "churn", noisy | seam, params=churned | METHODS["sda"] | {"churn": {"s_churn": 1.0}},
+            meaning="noise is drawn for each tile, shared by members, or not taken from the input",
+            requirements=("DA-1", "DA-3", "EDM-6", "EDM-8", "TILE-7"), profiles=("guidance", "rng"),
         ),
         _analysis_case(
             "whole", small | bilinear_observations(4, (0, 0, 1)), whole | METHODS["pigdm"] | {"sigma_data": 0.75},
             "one tile is not the untiled denoiser, or the history of another member is used",
-            ("DA-1", "DA-4", "GUIDE-3", "TILE-8"), "guidance",
+            ("DA-1", "DA-4", "GUIDE-3", "TILE-8"), profiles=("guidance",),
         ),
         Recipe(
-            "assimilation/analysis-refuses-unused-observations", "analysis", ("DA-7",), ("guidance",),
-            MustReject("observations and no guidance method"), "observations are ignored without a word",
-            free | seam, tiles, valid_counterpart=(free | seam, tiles | METHODS["dps"]),
+            "assimilation/analysis-refuses-unused-observations", "analysis", requirements=("DA-7",),
+            profiles=("guidance",), judge=MustReject("observations and no guidance method"),
+            meaning="observations are ignored without a word", inputs=free | seam, params=tiles,
+            valid_counterpart=(free | seam, tiles | METHODS["dps"]),
         ),
         Recipe(
-            "assimilation/analysis-refuses-churn-without-noise", "analysis", ("EDM-8",), ("guidance", "rng"),
-            MustReject("S_churn = 1 and no noises"), "the port draws noise of its own, which nobody can repeat",
-            free, tiles | {"churn": {"s_churn": 1.0}}, valid_counterpart=(noisy, churned | {"churn": {"s_churn": 1.0}}),
+            "assimilation/analysis-refuses-churn-without-noise", "analysis", requirements=("EDM-8",),
+            profiles=("guidance", "rng"), judge=MustReject("S_churn = 1 and no noises"),
+            meaning="the port draws noise of its own, which nobody can repeat", inputs=free,
+            params=tiles | {"churn": {"s_churn": 1.0}},
+            valid_counterpart=(noisy, churned | {"churn": {"s_churn": 1.0}}),
         ),
     ]  # fmt: skip
 

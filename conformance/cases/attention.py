@@ -54,21 +54,13 @@ def _gate(
     beta: Sequence[float],
     bound: Bound,
     meaning: str,
-    *targets: str,
+    targets: tuple[str, ...] = (),
 ) -> Recipe:
     inputs = {"sigma": np.array(sigma), "alpha": np.array(alpha, np.float64), "beta": np.array(beta, np.float64)}
     return Recipe(
-        f"attention/{name}",
-        "gate",
-        ("ATT-4",),
-        CORE,
-        bound,
-        meaning,
-        inputs,
-        {},
-        {"gamma": gate(**inputs)},
-        targets=targets,
-    )
+        f"attention/{name}", "gate", requirements=("ATT-4",), profiles=CORE, judge=bound, meaning=meaning,
+        inputs=inputs, params={}, expected={"gamma": gate(**inputs)}, targets=targets,
+    )  # fmt: skip
 
 
 def _gates() -> list[Recipe]:
@@ -78,31 +70,38 @@ def _gates() -> list[Recipe]:
 
     def refuses(name: str, sigma: float, why: str) -> Recipe:
         return Recipe(
-            f"attention/{name}", "gate", ("ATT-4", "CONV-10"), CORE, MustReject(why),
-            "sigma <= 0 reaches the gate's logarithm", valid | {"sigma": np.array([1.0, sigma])}, {},
-            valid_counterpart=(valid, {}),
+            f"attention/{name}", "gate", requirements=("ATT-4", "CONV-10"), profiles=CORE, judge=MustReject(why),
+            meaning="sigma <= 0 reaches the gate's logarithm", inputs=valid | {"sigma": np.array([1.0, sigma])},
+            params={}, valid_counterpart=(valid, {}),
         )  # fmt: skip
 
     return [
         _gate(
-            "gate", [1e-3, 0.3, 1.05, 80], [-2, 0, 4, 20.5], [0.5, -1, 0.125, 0], Bound(32, arguments, 1.0),
-            "the gate is reversed, its slope alpha not made positive by softplus, or beta enters with the wrong sign",
-            "gate_reversed", "gate_without_softplus", "gate_exp_for_softplus", "gate_of_c_noise", "gate_offset_added",
+            "gate", [1e-3, 0.3, 1.05, 80], alpha=[-2, 0, 4, 20.5], beta=[0.5, -1, 0.125, 0],
+            bound=Bound(32, arguments, 1.0),
+            meaning="the gate is reversed, its slope alpha not made positive by softplus, "
+            "or beta enters with the wrong sign",
+            targets=(
+                "gate_reversed", "gate_without_softplus", "gate_exp_for_softplus", "gate_of_c_noise",
+                "gate_offset_added",
+            ),
         ),
         _gate(
-            "gate-limits", [1e-300, 1e300], [0, 3, 60], [1, -1, 0], Bound(32, arguments, 1.0),
-            "the gate does not go to 0 (spatial) at low and 1 (temporal) at high noise, or overflows on the way",
-            "gate_reversed",
+            "gate-limits", [1e-300, 1e300], alpha=[0, 3, 60], beta=[1, -1, 0], bound=Bound(32, arguments, 1.0),
+            meaning="the gate does not go to 0 (spatial) at low and 1 (temporal) at high noise, "
+            "or overflows on the way",
+            targets=("gate_reversed",),
         ),
         _gate(
-            "gate-steep", [2.71, 2.72, 2.7187], [1024, 128, 20.5], [1, 1, 0.953125], Bound(4096, steep, 1.0),
-            "softplus overflows for large alpha, or gives up its precision there (a threshold of 20 is off by 2e-9)",
-            "softplus_threshold",
+            "gate-steep", [2.71, 2.72, 2.7187], alpha=[1024, 128, 20.5], beta=[1, 1, 0.953125],
+            bound=Bound(4096, steep, 1.0),
+            meaning="softplus overflows for large alpha, "
+            "or gives up its precision there (a threshold of 20 is off by 2e-9)",
+            targets=("softplus_threshold",),
         ),
         _gate(
-            "gate-flat", [0.002, 80], [-8, -30, -128], [0, 2, -2], Bound(32, arguments, 1.0),
-            "softplus of a large negative alpha is not small and positive",
-            "gate_without_softplus",
+            "gate-flat", [0.002, 80], alpha=[-8, -30, -128], beta=[0, 2, -2], bound=Bound(32, arguments, 1.0),
+            meaning="softplus of a large negative alpha is not small and positive", targets=("gate_without_softplus",),
         ),
         refuses("gate-refuses-zero", 0.0, "sigma = 0 has no logarithm"),
         refuses("gate-refuses-negative", -1.0, "sigma = -1 is no noise level"),
@@ -114,7 +113,12 @@ BOX: Window = {"rows": 5, "cols": 3, "radius": 1, "periodic": False}
 
 
 def _attention(
-    name: str, seed: int, sizes: tuple[int, int, int], window: Window | None, meaning: str, *targets: str
+    name: str,
+    seed: int,
+    sizes: tuple[int, int, int],
+    window: Window | None,
+    meaning: str,
+    targets: tuple[str, ...] = (),
 ) -> Recipe:
     """Generic queries, keys and values: n queries, m keys, d features."""
     n, m, d = sizes
@@ -123,20 +127,13 @@ def _attention(
     requirements = ("ATT-1",) if window is None else ("ATT-1", "ATT-6")
     chain = Chain("scores, a softmax over keys, a weighted sum")
     return Recipe(
-        f"attention/{name}",
-        "attention",
-        requirements,
-        CORE,
-        chain,
-        meaning,
-        inputs,
-        {"window": window},
-        targets=targets,
-    )
+        f"attention/{name}", "attention", requirements=requirements, profiles=CORE, judge=chain, meaning=meaning,
+        inputs=inputs, params={"window": window}, targets=targets,
+    )  # fmt: skip
 
 
 def _seen(name: str, window: Window, meaning: str, *targets: str) -> Recipe:
-    """All scores are equal and value i is the i-th unit vector: y shows whom each token sees, as 1 / count."""
+    """With equal scores and unit vectors as values, y shows which tokens each token attends to, as 1 / count."""
     n = window["rows"] * window["cols"]
     rows = [visible(window, token) for token in range(n)]
     y = np.array([[(other in seen) / len(seen) for other in range(n)] for seen in rows])
@@ -144,8 +141,8 @@ def _seen(name: str, window: Window, meaning: str, *targets: str) -> Recipe:
     inputs = {"q": np.zeros((1, 1, n, n)), "k": draw(rng, 1, 1, n, n), "v": np.eye(n)[None, None]}
     bound = Bound(4, "equal scores: a reciprocal of a small integer, and sums with zeros", 1.0)
     return Recipe(
-        f"attention/{name}", "attention", ("ATT-6",), CORE, bound, meaning, inputs, {"window": window},
-        {"y": y[None, None]}, targets=targets,
+        f"attention/{name}", "attention", requirements=("ATT-6",), profiles=CORE, judge=bound, meaning=meaning,
+        inputs=inputs, params={"window": window}, expected={"y": y[None, None]}, targets=targets,
     )  # fmt: skip
 
 
@@ -156,26 +153,31 @@ def _sharp() -> Recipe:
     v = np.random.default_rng(311).integers(-8, 9, (1, 1, 4, 4)).astype(np.float64)
     y = np.stack([v[0, 0, 0], v[0, 0, 0], (v[0, 0, 1] + v[0, 0, 2]) / 2])
     return Recipe(
-        "attention/sharp", "attention", ("ATT-1",), CORE,
-        Bound(4, "scores are integers, weights 1, 1/2 and e^-5120 = 0"),
-        "scores of some thousands overflow, or lose their differences",
-        {"q": q[None, None], "k": k[None, None], "v": v},
-        {"window": None}, {"y": y[None, None]}, targets=("attention_not_shifted",),
+        "attention/sharp", "attention", requirements=("ATT-1",), profiles=CORE,
+        judge=Bound(4, "scores are integers, weights 1, 1/2 and e^-5120 = 0"),
+        meaning="scores of some thousands overflow, or lose their differences",
+        inputs={"q": q[None, None], "k": k[None, None], "v": v}, params={"window": None}, expected={"y": y[None, None]},
+        targets=("attention_not_shifted",),
     )  # fmt: skip
 
 
 def _attentions() -> list[Recipe]:
     return [
         _attention(
-            "dense", 301, (5, 6, 4), None, "the scores are not divided by sqrt(d), or softmax is over queries",
-            "attention_scale_d", "attention_over_queries", "attention_causal",
+            "dense", 301, sizes=(5, 6, 4), window=None,
+            meaning="the scores are not divided by sqrt(d), or softmax is over queries",
+            targets=("attention_scale_d", "attention_over_queries", "attention_causal"),
         ),
         _attention(
-            "single-feature", 302, (6, 6, 1), None, "with d = 1 the scores are divided by something other than 1"
+            "single-feature", 302, (6, 6, 1), None, "with d = 1 the scores are divided by something other than 1",
         ),
-        _attention("window-periodic", 303, (15, 15, 4), RING, "the window does not wrap in longitude",
-                   "window_not_periodic"),
-        _attention("window-closed", 304, (15, 15, 4), BOX, "a closed window wraps", "window_always_periodic"),
+        _attention(
+            "window-periodic", 303, (15, 15, 4), RING, "the window does not wrap in longitude",
+            targets=("window_not_periodic",),
+        ),
+        _attention(
+            "window-closed", 304, (15, 15, 4), BOX, "a closed window wraps", targets=("window_always_periodic",),
+        ),
         _seen(
             "sees-periodic", {**RING, "rows": 4},
             "the window does not wrap in longitude, wraps in latitude too, or wraps a column short",
@@ -183,8 +185,8 @@ def _attentions() -> list[Recipe]:
         ),
         _seen(
             "sees-closed", {**BOX, "rows": 6, "cols": 4},
-            "the window has another radius or shape, wraps, or tokens are column-major",
-            "window_euclidean", "window_radius_minus_one", "window_column_major",
+            "the window has another radius or shape, wraps, or tokens are column-major", "window_euclidean",
+            "window_radius_minus_one", "window_column_major",
         ),
         _seen(
             "sees-itself", {"rows": 2, "cols": 3, "radius": 0, "periodic": True},
@@ -192,8 +194,7 @@ def _attentions() -> list[Recipe]:
         ),
         _seen(
             "sees-twice-round", {"rows": 4, "cols": 4, "radius": 2, "periodic": True},
-            "a window wider than the ring counts a token twice, or rows are counted by columns",
-            "window_duplicates",
+            "a window wider than the ring counts a token twice, or rows are counted by columns", "window_duplicates",
         ),
         _seen(
             "sees-all", {"rows": 3, "cols": 2, "radius": 3, "periodic": True},
@@ -225,7 +226,10 @@ def _block(
     }
     requirements = ("ATT-1", "ATT-2", "ATT-3", "ATT-4", "ATT-5") + (("ATT-6",) if window else ())
     chain, params = Chain("three sub-layers, each behind a layer norm"), {"heads": heads, "window": window}
-    return Recipe(f"attention/{name}", "block", requirements, CORE, chain, meaning, inputs, params, targets=targets)
+    return Recipe(
+        f"attention/{name}", "block", requirements=requirements, profiles=CORE, judge=chain, meaning=meaning,
+        inputs=inputs, params=params, targets=targets,
+    )  # fmt: skip
 
 
 def _without_gates() -> Recipe:
@@ -236,9 +240,10 @@ def _without_gates() -> Recipe:
     x = draw(rng, 1, 4, 4)
     inputs |= {"x": x, "memory": draw(rng, 1, 4, 4), "embedding": draw(rng, 1, 4), "sigma": np.array([2.0])}
     return Recipe(
-        "attention/block-without-gates", "block", ("ATT-3",), CORE, Exact("x + 0 three times"),
-        "a residual gate is missing, has 1 added, or the residual itself is missing", inputs,
-        {"heads": 2, "window": None}, {"y": x}, targets=("residual_gate_missing",),
+        "attention/block-without-gates", "block", requirements=("ATT-3",), profiles=CORE,
+        judge=Exact("x + 0 three times"),
+        meaning="a residual gate is missing, has 1 added, or the residual itself is missing", inputs=inputs,
+        params={"heads": 2, "window": None}, expected={"y": x}, targets=("residual_gate_missing",),
     )  # fmt: skip
 
 
@@ -248,38 +253,40 @@ def _blocks() -> list[Recipe]:
     offset = 1024 + 8.0 * np.random.default_rng(333).integers(0, 2, (2, 6, 8))  # one bfloat16 step there: 8
     return [
         _block(
-            "block", 320, (2, 6, 8), HEADS, None,
-            "a sub-layer is missing or out of order, modulations are cut in another order, or gelu is approximate",
-            ("gelu_tanh", "sublayers_exchanged", "adaptive_order", "gate_exchanged", "gate_after_projection"),
+            "block", 320, shape=(2, 6, 8), heads=HEADS, window=None,
+            meaning="a sub-layer is missing or out of order, modulations are cut in another order, "
+            "or gelu is approximate",
+            targets=("gelu_tanh", "sublayers_exchanged", "adaptive_order", "gate_exchanged", "gate_after_projection"),
         ),
         _block(
-            "block-window", 321, (2, 15, 8), HEADS, RING,
-            "the window applies to self-attention or to cross-attention only", ("window_self_only",),
+            "block-window", 321, shape=(2, 15, 8), heads=HEADS, window=RING,
+            meaning="the window applies to self-attention or to cross-attention only", targets=("window_self_only",),
         ),
         _block(
-            "block-near-constant", 322, (2, 6, 8), HEADS, None,
-            "layer norm has another eps than 1e-6, adds it outside the root, or uses the sample variance",
-            ("layer_norm_eps", "layer_norm_eps_outside", "layer_norm_sample_variance"), x=near_constant,
+            "block-near-constant", 322, shape=(2, 6, 8), heads=HEADS, window=None,
+            meaning="layer norm has another eps than 1e-6, adds it outside the root, or uses the sample variance",
+            targets=("layer_norm_eps", "layer_norm_eps_outside", "layer_norm_sample_variance"), x=near_constant,
         ),
         _block(
-            "block-offset", 325, (2, 6, 8), HEADS, None,
-            "layer norm takes the variance as mean square minus squared mean, and loses the digits of an offset",
-            ("layer_norm_quick_variance",), x=offset,
+            "block-offset", 325, shape=(2, 6, 8), heads=HEADS, window=None,
+            meaning="layer norm takes the variance as mean square minus squared mean, "
+            "and loses the digits of an offset",
+            targets=("layer_norm_quick_variance",), x=offset,
         ),
         _block(
-            "block-faint", 323, (2, 6, 8), HEADS, None,
-            "layer norm has another eps than 1e-6, adds it outside the root, or divides before it subtracts the mean",
-            ("layer_norm_eps", "layer_norm_eps_outside"), x=faint,
+            "block-faint", 323, shape=(2, 6, 8), heads=HEADS, window=None,
+            meaning="layer norm has another eps than 1e-6, adds it outside the root, "
+            "or divides before it subtracts the mean",
+            targets=("layer_norm_eps", "layer_norm_eps_outside"), x=faint,
         ),
         _block(
             "block-odd-sizes", 324, (3, 4, 6), 3, None,
-            "width, heads or MLP ratio are taken for a power of two, or for 4",
-            sigma=(0.002, 1.0, 80.0), ratio=2,
+            "width, heads or MLP ratio are taken for a power of two, or for 4", sigma=(0.002, 1.0, 80.0), ratio=2,
         ),
         _block(
-            "block-saturated", 325, (2, 5, 4), 4, None,
-            "where the gate is 0 or 1 the silent branch still speaks, or its output bias is gated away",
-            ("gate_of_projection_bias",), sigma=(1e-5, 1e5), factors={"gate_alpha": 16, "out__bias": 4},
+            "block-saturated", 325, shape=(2, 5, 4), heads=4, window=None,
+            meaning="where the gate is 0 or 1 the silent branch still speaks, or its output bias is gated away",
+            targets=("gate_of_projection_bias",), sigma=(1e-5, 1e5), factors={"gate_alpha": 16, "out__bias": 4},
         ),
         _without_gates(),
     ]  # fmt: skip

@@ -28,7 +28,7 @@ def axis(length: int, core: int = 0, halo: int = 0, periodic: bool = False, patc
 
 
 def lengths(a: Mapping[str, Any]) -> Counter[int]:
-    """How many tiles have which length, in tokens."""
+    """Count the tiles of each length, in tokens."""
     n, core, halo = (a[name] // a["patch"] for name in ("length", "core", "halo"))
 
     def sees(start: int, point: int) -> bool:
@@ -74,12 +74,28 @@ def _params(c: Mapping[str, Any], frames: int, y: Mapping[str, Any], x: Mapping[
 
 
 def _count(
-    name: str, requirements: tuple[str, ...], meaning: str, c: Mapping[str, Any], frames: int, *axes: dict[str, Any]
+    name: str,
+    requirements: tuple[str, ...],
+    meaning: str,
+    c: Mapping[str, Any],
+    frames: int,
+    y: dict[str, Any],
+    x: dict[str, Any],
 ) -> Recipe:
-    y, x = ({**a, "patch": patch} for a, patch in zip(axes, c["patch"], strict=True))
+    y, x = ({**a, "patch": patch} for a, patch in zip((y, x), c["patch"], strict=True))
     profiles = ("smoke", "cost") if name == "one-tile" else ("cost",)
     params, expected = _params(c, frames, y, x), _expected(c, frames, y, x)
-    return Recipe(f"cost/{name}", "multiply_adds", requirements, profiles, COUNT, meaning, {}, params, expected)
+    return Recipe(
+        f"cost/{name}",
+        "multiply_adds",
+        requirements=requirements,
+        profiles=profiles,
+        judge=COUNT,
+        meaning=meaning,
+        inputs={},
+        params=params,
+        expected=expected,
+    )
 
 
 def _networks() -> list[Recipe]:
@@ -102,39 +118,39 @@ def _networks() -> list[Recipe]:
         _count(
             "one-tile",
             ("COST-1", "COST-2", "COST-3"),
-            "operations (two to a multiply-add) or weights are counted, biases or elementwise work are in, or a "
-            "product is not",
-            config(),
-            3,
-            axis(8),
-            axis(12, periodic=True),
+            meaning="operations (two to a multiply-add) or weights are counted, biases or elementwise work are in, "
+            "or a product is not",
+            c=config(),
+            frames=3,
+            y=axis(8),
+            x=axis(12, periodic=True),
         ),
         _count(
             "other-network",
             ("COST-1", "COST-2", "COST-3"),
-            "a ratio of 4, square patches, three coordinates or static fields are taken for granted",
-            other,
-            7,
-            axis(5),
-            axis(12),
+            meaning="a ratio of 4, square patches, three coordinates or static fields are taken for granted",
+            c=other,
+            frames=7,
+            y=axis(5),
+            x=axis(12),
         ),
         _count(
             "window",
             ("COST-1",),
-            "products that a window masks are left out: with a mask they are computed all the same",
-            config(window=1),
-            1,
-            axis(8),
-            axis(12, periodic=True),
+            meaning="products that a window masks are left out: with a mask they are computed all the same",
+            c=config(window=1),
+            frames=1,
+            y=axis(8),
+            x=axis(12, periodic=True),
         ),
         _count(
             "large",
             ("COST-2", "COST-3"),
-            "counts are floating-point numbers: beyond 2^53 they are not exact",
-            large,
-            6001,
-            axis(721, 103, 12),
-            axis(1443, 39, 12, True),
+            meaning="counts are floating-point numbers: beyond 2^53 they are not exact",
+            c=large,
+            frames=6001,
+            y=axis(721, 103, 12),
+            x=axis(1443, 39, 12, True),
         ),
     ]
 
@@ -144,29 +160,30 @@ def _tiles() -> list[Recipe]:
         _count(
             "halo-closed",
             ("COST-2", "TILE-3", "TILE-10"),
-            "tiles at the ends of a closed axis are counted with halos that they do not have, or none have halos",
-            config(),
-            2,
-            axis(16, 4, 2),
-            axis(24, 8, 4),
+            meaning="tiles at the ends of a closed axis are counted with halos that they do not have, "
+            "or none have halos",
+            c=config(),
+            frames=2,
+            y=axis(16, 4, 2),
+            x=axis(24, 8, 4),
         ),
         _count(
             "halo-periodic",
             ("COST-2", "TILE-3", "TILE-10"),
-            "halos across the date line are not counted",
-            config(),
-            2,
-            axis(8, 4, 2),
-            axis(24, 8, 4, True),
+            meaning="halos across the date line are not counted",
+            c=config(),
+            frames=2,
+            y=axis(8, 4, 2),
+            x=axis(24, 8, 4, True),
         ),
         _count(
             "short-last-core",
             ("COST-2", "TILE-2", "TILE-3"),
-            "a shorter last tile counts as a whole one or not at all, or halos reach over one core only",
-            config(patch=[1, 2]),
-            2,
-            axis(11, 4, 5),
-            axis(26, 8, 10),
+            meaning="a shorter last tile counts as a whole one or not at all, or halos reach over one core only",
+            c=config(patch=[1, 2]),
+            frames=2,
+            y=axis(11, 4, 5),
+            x=axis(26, 8, 10),
         ),
     ]
 
@@ -180,12 +197,12 @@ def _refusals() -> list[Recipe]:
         return Recipe(
             f"cost/{name}",
             "multiply_adds",
-            requirements,
-            ("cost",),
-            judge,
-            meaning,
-            {},
-            good | wrong,
+            requirements=requirements,
+            profiles=("cost",),
+            judge=judge,
+            meaning=meaning,
+            inputs={},
+            params=good | wrong,
             valid_counterpart=({}, good),
         )
 

@@ -45,7 +45,18 @@ def network_recipe(
     inputs = scaled(inputs, **(factors or {})) | dict(change or {})
     params = {"config": c, "chunk": chunk, "periodic": periodic}
     cited = ("NET-2", "NET-3", "NET-4", "NET-5", *requirements)
-    return Recipe(f"{name}", "denoise", cited, profiles, NETWORK, meaning, inputs, params, targets=targets, dtype=dtype)
+    return Recipe(
+        f"{name}",
+        "denoise",
+        requirements=cited,
+        profiles=profiles,
+        judge=NETWORK,
+        meaning=meaning,
+        inputs=inputs,
+        params=params,
+        targets=targets,
+        dtype=dtype,
+    )
 
 
 def _wholes() -> list[Recipe]:
@@ -56,20 +67,20 @@ def _wholes() -> list[Recipe]:
             "right parts, if the chapters before pass, are wired wrongly: noise embedding, order of blocks, last layer",
             [[6, 12, 24], [1, 3, 100]], periodic=True, profiles=("smoke", "core"), requirements=("NET-1", "TOK-4"),
             width=8, depth=2,
-            targets=("gate_reversed", "blocks_reversed", "silu_twice", "final_scale_shift", "gelu_tanh",
-                   "adaptive_order"),
+            targets=(
+                "gate_reversed", "blocks_reversed", "silu_twice", "final_scale_shift", "gelu_tanh", "adaptive_order",
+            ),
         ),
         network_recipe(
-            "denoiser/rectangular-patch", 404, (3, 9), [2.0, 0.1],
-            "sigma_data is not used everywhere, or patch and position sizes are mixed up", [[6], [48]], 1,
-            patch=[1, 3], channels=1, static_channels=2, width=8, heads=4, sigma_data=0.5, mlp_ratio=2,
-            position_features=2,
-            targets=("sigma_data_one", "unpatchify_columns"),
+            "denoiser/rectangular-patch", 404, grid=(3, 9), sigma=[2.0, 0.1],
+            meaning="sigma_data is not used everywhere, or patch and position sizes are mixed up", age=[[6], [48]],
+            chunk=1, patch=[1, 3], channels=1, static_channels=2, width=8, heads=4, sigma_data=0.5, mlp_ratio=2,
+            position_features=2, targets=("sigma_data_one", "unpatchify_columns"),
         ),
         network_recipe(
             "denoiser/tall-patch", 405, (6, 4), [0.7],
-            "without static fields, with one head or a tall patch, a dimension is dropped or exchanged",
-            patch=[3, 1], channels=3, static_channels=0, heads=1, depth=3, width=6, mlp_ratio=1, position_features=1,
+            "without static fields, with one head or a tall patch, a dimension is dropped or exchanged", patch=[3, 1],
+            channels=3, static_channels=0, heads=1, depth=3, width=6, mlp_ratio=1, position_features=1,
         ),
         network_recipe(
             "denoiser/single-points", 406, (3, 5), [1.3], "a token of one grid point is not handled as any other",
@@ -90,10 +101,11 @@ def _wholes() -> list[Recipe]:
             targets=("heads_interleaved", "attention_scale_width", "noise_frequencies"),
         ),
         network_recipe(
-            "denoiser/many-frames", 410, (2, 6), [10.0],
-            "a long history of irregular ages is cut, padded, or weighted by chunk",
-            [[1, 2, 3.3, 5.7, 6, 9, 12, 15, 18, 24, 30, 36, 48, 72, 168, 720, 8760]], 5, channels=1, position_octaves=5,
-            factors={"memory__query": 4}, targets=("last_chunk_dropped", "age_in_days", "memory_not_rescaled"),
+            "denoiser/many-frames", 410, grid=(2, 6), sigma=[10.0],
+            meaning="a long history of irregular ages is cut, padded, or weighted by chunk",
+            age=[[1, 2, 3.3, 5.7, 6, 9, 12, 15, 18, 24, 30, 36, 48, 72, 168, 720, 8760]], chunk=5, channels=1,
+            position_octaves=5, factors={"memory__query": 4},
+            targets=("last_chunk_dropped", "age_in_days", "memory_not_rescaled"),
         ),
         network_recipe(
             "denoiser/own-conditions", 411, (4, 4), [0.5, 0.5, 9.0],
@@ -227,7 +239,16 @@ def _shared() -> list[Recipe]:
     def shares(name: str, *shared: str) -> Recipe:
         inputs = full | {key: full[key][:1].copy() for key in shared}
         params = {"config": c, "chunk": 2, "periodic": False}
-        return Recipe(f"denoiser/{name}", "denoise", ("NET-6", "NET-5"), CORE, NETWORK, meaning, inputs, params)
+        return Recipe(
+            f"denoiser/{name}",
+            "denoise",
+            requirements=("NET-6", "NET-5"),
+            profiles=CORE,
+            judge=NETWORK,
+            meaning=meaning,
+            inputs=inputs,
+            params=params,
+        )
 
     return [
         shares("shared-condition", "static", *past),
@@ -252,11 +273,11 @@ def skip_recipe(
     rows = zip(inputs["x"], sigma, strict=True)
     expected = np.stack([[[[_skip(v, s, sigma_data) for v in row] for row in field] for field in x] for x, s in rows])
     return Recipe(
-        name, "denoise", ("NET-5", "EDM-1", "NUM-9", "CONV-9"), profiles,
-        Ulp(6, "c_skip within 4 ULP, one product, and a sum with 0"),
-        "the skip connection is missing, takes c_in x instead of x, or x passes through the network's dtype", inputs,
-        {"config": c, "chunk": 1, "periodic": True}, {"denoised": expected}, targets=("skip_narrow", "skip_missing"),
-        dtype=dtype,
+        name, "denoise", requirements=("NET-5", "EDM-1", "NUM-9", "CONV-9"), profiles=profiles,
+        judge=Ulp(6, "c_skip within 4 ULP, one product, and a sum with 0"),
+        meaning="the skip connection is missing, takes c_in x instead of x, or x passes through the network's dtype",
+        inputs=inputs, params={"config": c, "chunk": 1, "periodic": True}, expected={"denoised": expected},
+        targets=("skip_narrow", "skip_missing"), dtype=dtype,
     )  # fmt: skip
 
 
@@ -270,7 +291,16 @@ def _parts() -> list[Recipe]:
     def embedding(name: str, c: dict[str, Any], meaning: str) -> Recipe:
         inputs = weights(shapes(c), rng, "embed_noise") | {"sigma": np.array(levels)}
         chain = Chain("a logarithm, sines and cosines, two layers with a silu between")
-        return Recipe(f"denoiser/{name}", "noise_embedding", ("NET-1",), CORE, chain, meaning, inputs, {"config": c})
+        return Recipe(
+            f"denoiser/{name}",
+            "noise_embedding",
+            requirements=("NET-1",),
+            profiles=CORE,
+            judge=chain,
+            meaning=meaning,
+            inputs=inputs,
+            params={"config": c},
+        )
 
     tokens = {"tokens": draw(rng, 2, 6, 8), "embedding": draw(rng, 2, 8)}
     return [
@@ -281,12 +311,13 @@ def _parts() -> list[Recipe]:
         Recipe(
             "denoiser/final",
             "final",
-            ("NET-4",),
-            CORE,
-            Chain("a modulated layer norm and a linear map"),
-            "shift and scale are exchanged, the silu or the 1 is missing, or fields are put together by columns",
-            weights(shapes(last), rng, "final") | tokens,
-            {"config": last, "rows": 3},
+            requirements=("NET-4",),
+            profiles=CORE,
+            judge=Chain("a modulated layer norm and a linear map"),
+            meaning="shift and scale are exchanged, the silu or the 1 is missing, "
+            "or fields are put together by columns",
+            inputs=weights(shapes(last), rng, "final") | tokens,
+            params={"config": last, "rows": 3},
             targets=("final_scale_shift", "scale_without_one", "unpatchify_columns"),
         ),
     ]
@@ -319,9 +350,11 @@ def _counts() -> list[Recipe]:
     }
     return [
         Recipe(
-            f"denoiser/count-{name}", "count_weights", ("NET-7", "ATT-7", "ATT-5"), CORE, Exact("a count"),
-            "a bias too many (keys have none), another MLP ratio or number of modulations, or a layer missing", {},
-            {"config": c}, {"count": np.array(count(c), np.int64)}, targets=("key_bias", "mlp_ratio"),
+            f"denoiser/count-{name}", "count_weights", requirements=("NET-7", "ATT-7", "ATT-5"), profiles=CORE,
+            judge=Exact("a count"),
+            meaning="a bias too many (keys have none), another MLP ratio or number of modulations, or a layer missing",
+            inputs={}, params={"config": c}, expected={"count": np.array(count(c), np.int64)},
+            targets=("key_bias", "mlp_ratio"),
         )
         for name, c in sizes.items()
     ]  # fmt: skip
@@ -340,9 +373,9 @@ def _contradictions() -> list[Recipe]:
     }
     return [
         Recipe(
-            f"denoiser/refuses-config-{name}", "count_weights", ("CONV-12",), CORE, MustReject(why),
-            "a configuration whose sizes contradict one another passes", {}, {"config": config(**change)},
-            valid_counterpart=({}, {"config": config()}),
+            f"denoiser/refuses-config-{name}", "count_weights", requirements=("CONV-12",), profiles=CORE,
+            judge=MustReject(why), meaning="a configuration whose sizes contradict one another passes", inputs={},
+            params={"config": config(**change)}, valid_counterpart=({}, {"config": config()}),
         )
         for name, (change, why) in wrong.items()
     ]  # fmt: skip
@@ -358,8 +391,9 @@ def _refusals() -> list[Recipe]:
     ) -> Recipe:
         other = params if settings is None else params | {"config": c | dict(settings)}
         return Recipe(
-            f"denoiser/refuses-{name}", "denoise", (requirement, "CONV-10"), CORE, MustReject(why), meaning,
-            valid | change, other, valid_counterpart=(valid, params),
+            f"denoiser/refuses-{name}", "denoise", requirements=(requirement, "CONV-10"), profiles=CORE,
+            judge=MustReject(why), meaning=meaning, inputs=valid | change, params=other,
+            valid_counterpart=(valid, params),
         )  # fmt: skip
 
     past: dict[str, Any] = {key: valid[key][:2].copy() for key in ("past", "past_static", "age")}

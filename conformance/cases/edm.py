@@ -1,9 +1,9 @@
 """Cases of chapter 6: schedule, coefficients, the sampler, training noise, the loss and its gradients.
 
 Expected values come from 50-digit decimal arithmetic, rounded once. A Gaussian prior with covariance V diag(l) V^T, V
-a Hadamard matrix and l powers of two, is exact in binary and falls into one number a mode: on a mode the slope of
-EDM-7 is y s / (l + s^2). A network whose output layer is zero has D = c_skip x, so its loss and the slope of the loss
-by its output bias are sums that can be written down. The loss and gradients of other networks are the reference's.
+a Hadamard matrix and l powers of two, is exact in binary and falls into one number a mode: on a mode d of EDM-7 is
+y s / (l + s^2). A network whose output layer is zero has D = c_skip x, so its loss and the gradient of the loss by its
+output bias are sums that can be written down. The loss and gradients of other networks are the reference's.
 """
 
 import math
@@ -63,15 +63,16 @@ def _schedules() -> list[Recipe]:
         ("broken-power", 7, {"sigma_min": 0.02, "sigma_max": 10.0, "rho": 2.5}, "rho is rounded to an integer"),
         ("one-end", 12, {"sigma_max": 500.0}, "a setting that is given changes one that is not"),
     ]
-    found = []
+    cases = []
     for name, steps, settings, meaning in rows:
         low, high = settings.get("sigma_min", 0.002), settings.get("sigma_max", 80.0)
         rho, profiles = settings.get("rho", 7.0), ("edm", "smoke") if name == "default" else ("edm",)
-        found.append(
-            Recipe(f"edm/schedule-{name}", "schedule", ("EDM-5", "NUM-2"), profiles, _levels_ulp(low, high, rho),
-                   meaning, {}, {"steps": steps} | settings, {"sigmas": schedule(steps, low, high, rho)})
-        )  # fmt: skip
-    return found
+        cases.append(Recipe(
+            f"edm/schedule-{name}", "schedule", requirements=("EDM-5", "NUM-2"), profiles=profiles,
+            judge=_levels_ulp(low, high, rho), meaning=meaning, inputs={}, params={"steps": steps} | settings,
+            expected={"sigmas": schedule(steps, low, high, rho)},
+        ))  # fmt: skip
+    return cases
 
 
 def _coefficients(sigma: Sequence[float], sigma_data: float) -> dict[str, Array]:
@@ -93,26 +94,29 @@ def _preconditions() -> list[Recipe]:
     sigma = [1e-6, 0.002, 0.0125, 0.3, 0.5, 1.0000001, 2.0, 7.5, 80.0, 1e4]
     few = Ulp(4, "at most four roundings; the logarithm is within 1 ULP and its quarter exact")
     wrong = "a coefficient is wrong: c_noise without 1/4 or with log10, sigma_data not squared, weight inverted"
-    found = [
-        Recipe(f"edm/coefficients-{name}", "precondition", ("EDM-2", "EDM-3", "EDM-9", "NUM-2"), ("edm",), few, wrong,
-               {"sigma": np.array(sigma)}, {"sigma_data": sd}, _coefficients(sigma, sd))
+    cases = [
+        Recipe(
+            f"edm/coefficients-{name}", "precondition", requirements=("EDM-2", "EDM-3", "EDM-9", "NUM-2"),
+            profiles=("edm",), judge=few, meaning=wrong, inputs={"sigma": np.array(sigma)}, params={"sigma_data": sd},
+            expected=_coefficients(sigma, sd),
+        )
         for name, sd in (("half", 0.5), ("one", 1.0), ("two", 2.0))
     ]  # fmt: skip
     exact = {"c_skip": np.array([0.5]), "c_noise": np.zeros(1), "loss_weight": np.array([2.0])}
-    found.append(
-        Recipe("edm/coefficients-unit", "precondition", ("EDM-2", "EDM-3"), ("edm",),
-               Ulp(2, "sigma = sigma_data = 1: 1/2, 0 and 2, with one rounding in a root and its square"),
-               "c_skip, c_noise or the loss weight is another formula's", {"sigma": np.ones(1)}, {"sigma_data": 1.0},
-               exact)
-    )  # fmt: skip
+    cases.append(Recipe(
+        "edm/coefficients-unit", "precondition", requirements=("EDM-2", "EDM-3"), profiles=("edm",),
+        judge=Ulp(2, "sigma = sigma_data = 1: 1/2, 0 and 2, with one rounding in a root and its square"),
+        meaning="c_skip, c_noise or the loss weight is another formula's", inputs={"sigma": np.ones(1)},
+        params={"sigma_data": 1.0}, expected=exact,
+    ))  # fmt: skip
     for name, bad in (("zero", 0.0), ("negative", -1.0)):
-        found.append(
-            Recipe(f"edm/coefficients-refuse-{name}", "precondition", ("EDM-2",), ("edm",),
-                   MustReject(f"sigma = {bad:g} has no logarithm"), "sigma <= 0 gives inf or NaN instead of an error",
-                   {"sigma": np.array([1.0, bad])}, {"sigma_data": 1.0},
-                   valid_counterpart=({"sigma": np.array([1.0, 2.0])}, {"sigma_data": 1.0}))
-        )  # fmt: skip
-    return found
+        cases.append(Recipe(
+            f"edm/coefficients-refuse-{name}", "precondition", requirements=("EDM-2",), profiles=("edm",),
+            judge=MustReject(f"sigma = {bad:g} has no logarithm"),
+            meaning="sigma <= 0 gives inf or NaN instead of an error", inputs={"sigma": np.array([1.0, bad])},
+            params={"sigma_data": 1.0}, valid_counterpart=({"sigma": np.array([1.0, 2.0])}, {"sigma_data": 1.0}),
+        ))  # fmt: skip
+    return cases
 
 
 _decimal = np.vectorize(Decimal, otypes=[object])
@@ -129,11 +133,11 @@ def _mode_step(
     if gamma > 0:
         assert noise is not None
         y = y + (hat**2 - now**2).sqrt() * Decimal(churn.get("s_noise", 1)) * noise
-    slope = y * (hat / (spectrum + hat**2))
-    euler: Array = y + (after - hat) * slope
+    d = y * (hat / (spectrum + hat**2))
+    euler: Array = y + (after - hat) * d
     if after == 0:
         return euler
-    trapezoid: Array = y + (after - hat) * (slope + euler * (after / (spectrum + after**2))) / 2
+    trapezoid: Array = y + (after - hat) * (d + euler * (after / (spectrum + after**2))) / 2
     return trapezoid
 
 
@@ -146,9 +150,11 @@ def _exact_samples(inputs: Arrays, spectrum: Sequence[float], churn: Mapping[str
         y = (levels[0] * _decimal(inputs["latents"]) - mean) @ basis
         for i, (now, after) in enumerate(pairwise(levels)):
             noise = _decimal(inputs["noises"][i]) @ basis if "noises" in inputs else None
-            y = _mode_step(y, _decimal(np.array(spectrum)), now, after, len(levels) - 1, churn, noise)
-        found: Array = (mean + y @ basis).astype(np.float64)
-        return found
+            y = _mode_step(
+                y, _decimal(np.array(spectrum)), now=now, after=after, steps=len(levels) - 1, churn=churn, noise=noise
+            )
+        samples: Array = (mean + y @ basis).astype(np.float64)
+        return samples
 
 
 def _gauss(spectrum: Sequence[float], sigmas: Array, members: int, seed: int, churned: bool) -> dict[str, Array]:
@@ -191,15 +197,16 @@ def _samples() -> list[Recipe]:
         ("sample-churn-quiet", ("EDM-6",), even, UNEVEN, 3, {"s_churn": 3.0, "s_noise": 0.0},
          "S_noise = 0 is taken for not given, or stops the level from being raised"),
     ]  # fmt: skip
-    found = []
+    cases = []
     for i, (name, requirements, spectrum, sigmas, members, churn, meaning) in enumerate(rows):
         inputs = _gauss(spectrum, sigmas, members, 600 + i, bool(churn))
         profiles = ("edm", "smoke") if name == "sample" else ("edm",)
-        found.append(
-            Recipe(f"edm/{name}", "sample", requirements, profiles, Chain("the steps of the sampler"), meaning, inputs,
-                   {"churn": churn}, {"samples": _exact_samples(inputs, spectrum, churn)})
-        )  # fmt: skip
-    return [*found, _one_step()]
+        cases.append(Recipe(
+            f"edm/{name}", "sample", requirements=requirements, profiles=profiles,
+            judge=Chain("the steps of the sampler"), meaning=meaning, inputs=inputs, params={"churn": churn},
+            expected={"samples": _exact_samples(inputs, spectrum, churn)},
+        ))  # fmt: skip
+    return [*cases, _one_step()]
 
 
 def _one_step() -> Recipe:
@@ -214,13 +221,13 @@ def _one_step() -> Recipe:
     return Recipe(
         "edm/sample-last-step",
         "sample",
-        ("EDM-7",),
-        ("edm",),
-        Bound(32, "one evaluation of D and one step on numbers below 8"),
-        "the last step is not Euler's: D is evaluated at sigma = 0",
-        inputs,
-        {"churn": {}},
-        {"samples": np.stack(expected, -1)},
+        requirements=("EDM-7",),
+        profiles=("edm",),
+        judge=Bound(32, "one evaluation of D and one step on numbers below 8"),
+        meaning="the last step is not Euler's: D is evaluated at sigma = 0",
+        inputs=inputs,
+        params={"churn": {}},
+        expected={"samples": np.stack(expected, -1)},
     )
 
 
@@ -240,15 +247,16 @@ def _steps() -> list[Recipe]:
         ("churn-outside", noisy, 4.5, 1.0, window, "noise is added above S_max"),
         ("churn-last", noisy, 0.5, 0.0, window, "the last step is not churned, or starts from sigma_i"),
     ]
-    found = []
+    cases = []
     for name, inputs, now, after, churn, meaning in rows:
         params = {"sigma": now, "next": after, "steps": 5, "churn": churn}
         expected = {"x": _exact_step(inputs, spectrum, now, after, churn)}
-        found.append(
-            Recipe(f"edm/step-{name}", "sampler_step", ("EDM-6", "EDM-7"), ("edm",), Chain("one step of the sampler"),
-                   meaning, inputs, params, expected)
-        )  # fmt: skip
-    return found
+        cases.append(Recipe(
+            f"edm/step-{name}", "sampler_step", requirements=("EDM-6", "EDM-7"), profiles=("edm",),
+            judge=Chain("one step of the sampler"), meaning=meaning, inputs=inputs, params=params,
+            expected=expected,
+        ))  # fmt: skip
+    return cases
 
 
 def _exact_step(
@@ -259,9 +267,11 @@ def _exact_step(
         basis, mean = _decimal(HADAMARD), _decimal(inputs["mean"])
         noise = _decimal(inputs["noise"]) @ basis if "noise" in inputs else None
         y = (_decimal(inputs["x"]) - mean) @ basis
-        y = _mode_step(y, _decimal(np.array(spectrum)), Decimal(now), Decimal(after), 5, churn, noise)
-        found: Array = (mean + y @ basis).astype(np.float64)
-        return found
+        y = _mode_step(
+            y, _decimal(np.array(spectrum)), now=Decimal(now), after=Decimal(after), steps=5, churn=churn, noise=noise
+        )
+        stepped: Array = (mean + y @ basis).astype(np.float64)
+        return stepped
 
 
 def _refused_schedules() -> list[Recipe]:
@@ -277,8 +287,10 @@ def _refused_schedules() -> list[Recipe]:
     ]  # fmt: skip
     four = {"steps": 4}
     return [
-        Recipe(f"edm/refuses-{name}", "schedule", ("EDM-5", "CONV-10"), ("edm",), MustReject(why), meaning, {},
-               four | bad, valid_counterpart=({}, four | good))
+        Recipe(
+            f"edm/refuses-{name}", "schedule", requirements=("EDM-5", "CONV-10"), profiles=("edm",),
+            judge=MustReject(why), meaning=meaning, inputs={}, params=four | bad, valid_counterpart=({}, four | good),
+        )
         for name, bad, good, why, meaning in rows
     ]  # fmt: skip
 
@@ -307,9 +319,12 @@ def _refused_samples() -> list[Recipe]:
         ("undefined-state", "EDM-12", {"latents": one_bad}, "the second member is NaN from the start",
          "a member that is not finite is returned among the others"),
     ]  # fmt: skip
-    found = [
-        Recipe(f"edm/refuses-{name}", "sample", (requirement, "CONV-10"), ("edm",), MustReject(why), meaning,
-               gauss | bad, {"churn": {}}, valid_counterpart=(gauss, {"churn": {}}))
+    cases = [
+        Recipe(
+            f"edm/refuses-{name}", "sample", requirements=(requirement, "CONV-10"), profiles=("edm",),
+            judge=MustReject(why), meaning=meaning, inputs=gauss | bad, params={"churn": {}},
+            valid_counterpart=(gauss, {"churn": {}}),
+        )
         for name, requirement, bad, why, meaning in rows
     ]  # fmt: skip
     churn_rows: list[tuple[str, Arrays, str, str]] = [
@@ -318,15 +333,20 @@ def _refused_samples() -> list[Recipe]:
         ("churn-shared-noise", gauss | {"noises": noises[:, :1]}, "three members, one noise",
          "all members get one noise by broadcasting"),
     ]  # fmt: skip
-    return found + [
-        Recipe(f"edm/refuses-{name}", "sample", ("EDM-8", "CONV-10"), ("edm",), MustReject(why), meaning, bad, churned,
-               valid_counterpart=(noisy, churned))
+    cases += [
+        Recipe(
+            f"edm/refuses-{name}", "sample", requirements=("EDM-8", "CONV-10"), profiles=("edm",),
+            judge=MustReject(why), meaning=meaning, inputs=bad, params=churned, valid_counterpart=(noisy, churned),
+        )
         for name, bad, why, meaning in churn_rows
-    ] + [
-        Recipe(f"edm/refuses-negative-{name[2:]}", "sample", ("EDM-6", "CONV-10"), ("edm",),
-               MustReject(f"{name} = -0.5"), "a negative churn is taken for none", noisy,
-               {"churn": {"s_churn": 1.0} | {name: -0.5}}, valid_counterpart=(noisy, churned),
-               targets=("churn_negative_accepted",))
+    ]  # fmt: skip
+    return cases + [
+        Recipe(
+            f"edm/refuses-negative-{name[2:]}", "sample", requirements=("EDM-6", "CONV-10"), profiles=("edm",),
+            judge=MustReject(f"{name} = -0.5"), meaning="a negative churn is taken for none", inputs=noisy,
+            params={"churn": {"s_churn": 1.0} | {name: -0.5}}, valid_counterpart=(noisy, churned),
+            targets=("churn_negative_accepted",),
+        )
         for name in ("s_churn", "s_noise")
     ]  # fmt: skip
 
@@ -339,9 +359,13 @@ def _training_levels() -> list[Recipe]:
         expected = np.array([float((mean + std * Decimal(n)).exp()) for n in normal])
     why = "the argument, below 6 in size, and its factors are rounded; exp makes absolute errors of it relative"
     return [
-        Recipe("edm/training-sigma", "training_sigma", ("EDM-4",), ("train", "smoke"), Ulp(24, why),
-               "1.2 is used as a variance, the mean is +1.2 or in log10, or sigma is normal instead of its logarithm",
-               {"normal": np.array(normal)}, {}, {"sigma": expected})
+        Recipe(
+            "edm/training-sigma", "training_sigma", requirements=("EDM-4",), profiles=("train", "smoke"),
+            judge=Ulp(24, why),
+            meaning="1.2 is used as a variance, the mean is +1.2 or in log10, "
+            "or sigma is normal instead of its logarithm",
+            inputs={"normal": np.array(normal)}, params={}, expected={"sigma": expected},
+        )
     ]  # fmt: skip
 
 
@@ -381,7 +405,7 @@ def _masked(inputs: Arrays, seed: int) -> dict[str, Array]:
 
 
 def _silent_loss(inputs: Arrays, sigma_data: float) -> tuple[float, float, Array]:
-    """[EDM-3], [EDM-11] for F = 0 in 50 digits: the loss, the scale of its rounding, and its slope by F.
+    """[EDM-3], [EDM-11] for F = 0 in 50 digits: the loss, the scale of its rounding, and its gradient by F.
 
     Rounding: D - x is a difference of numbers that may be much larger than itself, and is squared.
     """
@@ -397,8 +421,8 @@ def _silent_loss(inputs: Arrays, sigma_data: float) -> tuple[float, float, Array
         loss = (weight * error**2)[valid].sum() / count
         scale = (weight * np.abs(error) * size)[valid].sum() / count
         root = np.vectorize(lambda value: value.sqrt(), otypes=[object])(total)
-        slope = np.where(valid, 2 * weight * (sigma * sd / root) * error / count, 0)
-        return float(loss), float(scale), slope.astype(np.float64)
+        gradient = np.where(valid, 2 * weight * (sigma * sd / root) * error / count, 0)
+        return float(loss), float(scale), gradient.astype(np.float64)
 
 
 def _training_params(c: Mapping[str, Any]) -> dict[str, Any]:
@@ -414,19 +438,19 @@ def _silent_losses() -> list[Recipe]:
          "points that are not valid count in the numerator or the denominator, or samples are averaged one by one"),
         ("loss-fresh-levels", 1.0, [0.002, 80.0], False, "the loss of small or large noise is lost in rounding"),
     ]  # fmt: skip
-    found = []
+    cases = []
     for i, (name, sd, sigma, masked, meaning) in enumerate(rows):
         c = tiny(sigma_data=sd)
         inputs = silenced(loss_inputs(c, (3, 4), sigma, 630 + i))
         inputs = _masked(inputs, 640) if masked else inputs
         loss, scale, _ = _silent_loss(inputs, sd)
         why = "twelve roundings of each point's D - x and its square, and the mean of at most 36 points"
-        found.append(
-            Recipe(f"edm/{name}", "loss", ("EDM-3", "EDM-9", "EDM-11") if masked else ("EDM-3", "EDM-9"),
-                   ("train", "smoke") if i == 0 else ("train",), Bound(24 + 36, why, scale), meaning, inputs,
-                   _training_params(c), {"loss": np.array(loss)})
-        )  # fmt: skip
-    return found
+        cases.append(Recipe(
+            f"edm/{name}", "loss", requirements=("EDM-3", "EDM-9", "EDM-11") if masked else ("EDM-3", "EDM-9"),
+            profiles=("train", "smoke") if i == 0 else ("train",), judge=Bound(24 + 36, why, scale),
+            meaning=meaning, inputs=inputs, params=_training_params(c), expected={"loss": np.array(loss)},
+        ))  # fmt: skip
+    return cases
 
 
 def _losses() -> list[Recipe]:
@@ -436,20 +460,21 @@ def _losses() -> list[Recipe]:
         ("loss-valid", 1.0, [0.1, 0.6, 5.0], True, "points that are not valid count, or the network does not see them"),
         ("loss-levels", 2.0, [0.002, 80.0], False, "the loss at the ends of the schedule is of another noise level"),
     ]
-    found = []
+    cases = []
     for i, (name, sd, sigma, masked, meaning) in enumerate(rows):
         c = tiny(sigma_data=sd, channels=2)
         inputs = loss_inputs(c, (2, 6), sigma, 650 + i)
         inputs = _masked(inputs, 660) if masked else inputs
-        found.append(
-            Recipe(f"edm/{name}", "loss", ("EDM-1", "EDM-3", "EDM-11") if masked else ("EDM-1", "EDM-3"), ("train",),
-                   Chain("a network, a difference and the mean of squares"), meaning, inputs, _training_params(c))
-        )  # fmt: skip
-    return found
+        cases.append(Recipe(
+            f"edm/{name}", "loss", requirements=("EDM-1", "EDM-3", "EDM-11") if masked else ("EDM-1", "EDM-3"),
+            profiles=("train",), judge=Chain("a network, a difference and the mean of squares"), meaning=meaning,
+            inputs=inputs, params=_training_params(c),
+        ))  # fmt: skip
+    return cases
 
 
 def _gradients() -> list[Recipe]:
-    """Slopes by every weight; for a silent network only the output layer has any, and its bias's is a sum."""
+    """Gradients by every weight; for a silent network only the output layer has any, and its bias's is a sum."""
     why = Chain("a network, its loss and the way back")
     rows: list[tuple[str, dict[str, Any], list[float], bool, str]] = [
         ("gradients", {}, [0.4], False, "a part of the network is cut off from the loss, or its slope is another's"),
@@ -458,51 +483,53 @@ def _gradients() -> list[Recipe]:
         ("gradients-window", {"window": 1, "depth": 2, "patch": [1, 1]}, [3.0, 0.03], False,
          "masked scores have slopes, or blocks share theirs"),
     ]  # fmt: skip
-    found = []
+    cases = []
     for i, (name, changes, sigma, masked, meaning) in enumerate(rows):
         c = tiny(**changes)
         inputs = loss_inputs(c, (2, 4), sigma, 670 + i)
         inputs = _masked(inputs, 680) if masked else inputs
-        found.append(
-            Recipe(f"edm/{name}", "gradients", ("EDM-3", "EDM-11", "ATT-5") if masked else ("EDM-3", "ATT-5"),
-                   ("train", "smoke") if i == 0 else ("train",), why, meaning, inputs, _training_params(c))
-        )  # fmt: skip
-    return [*found, _silent_gradients(why)]
+        cases.append(Recipe(
+            f"edm/{name}", "gradients", requirements=("EDM-3", "EDM-11", "ATT-5") if masked else ("EDM-3", "ATT-5"),
+            profiles=("train", "smoke") if i == 0 else ("train",), judge=why, meaning=meaning, inputs=inputs,
+            params=_training_params(c),
+        ))  # fmt: skip
+    return [*cases, _silent_gradients(why)]
 
 
 def _silent_gradients(why: Judge) -> Recipe:
     c = tiny(sigma_data=0.5)
     inputs = _masked(silenced(loss_inputs(c, (3, 4), [0.3, 4.0], 690)), 691)
-    loss, _, slope = _silent_loss(inputs, 0.5)
-    cells = slope.reshape(2, 3, 2, 2)  # sample, row, column of patches, column in the patch of 1 x 2
+    loss, _, gradient = _silent_loss(inputs, 0.5)
+    cells = gradient.reshape(2, 3, 2, 2)  # sample, row, column of patches, column in the patch of 1 x 2
     silent = ("embed_state.weight", "memory.query", "blocks.0.gate_beta", "blocks.0.spatial.key.weight")
     expected = {"loss": np.array(loss), "gradients.final.bias": cells.sum((0, 1, 2))}
     expected |= {f"gradients.{name}": np.zeros_like(inputs[f"weights.{name}"]) for name in silent}
     return Recipe(
         "edm/gradients-fresh",
         "gradients",
-        ("EDM-3", "EDM-11"),
-        ("train",),
-        why,
-        "the slope of a fresh network's loss by its output bias is not the mean of 2 lambda c_out (D - x)",
-        inputs,
-        _training_params(c),
-        expected,
+        requirements=("EDM-3", "EDM-11"),
+        profiles=("train",),
+        judge=why,
+        meaning="the slope of a fresh network's loss by its output bias is not the mean of 2 lambda c_out (D - x)",
+        inputs=inputs,
+        params=_training_params(c),
+        expected=expected,
     )
 
 
 def _refused_training() -> list[Recipe]:
     """sigma <= 0 in training: the loss weight would be infinite."""
-    c, found = tiny(), []
+    c, cases = tiny(), []
     inputs = loss_inputs(c, (1, 4), [0.5, 1.0], 695)
     for op, bad in (("loss", 0.0), ("loss", -0.5), ("gradients", 0.0)):
         name = f"edm/refuses-{op}-{'zero' if bad == 0 else 'negative'}-sigma"
-        found.append(
-            Recipe(name, op, ("EDM-2", "EDM-3", "CONV-10"), ("train",), MustReject(f"sigma = {bad:g} has no logarithm"),
-                   "a loss of sigma <= 0 is infinite or NaN", inputs | {"sigma": np.array([0.5, bad])},
-                   _training_params(c), valid_counterpart=(inputs, _training_params(c)))
-        )  # fmt: skip
-    return found
+        cases.append(Recipe(
+            name, op, requirements=("EDM-2", "EDM-3", "CONV-10"), profiles=("train",),
+            judge=MustReject(f"sigma = {bad:g} has no logarithm"),
+            meaning="a loss of sigma <= 0 is infinite or NaN", inputs=inputs | {"sigma": np.array([0.5, bad])},
+            params=_training_params(c), valid_counterpart=(inputs, _training_params(c)),
+        ))  # fmt: skip
+    return cases
 
 
 def recipes() -> list[Recipe]:

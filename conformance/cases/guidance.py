@@ -37,10 +37,10 @@ NAMED = {"dps": "GUIDE-2", "pigdm": "GUIDE-3", "sda": "GUIDE-4", "mmps": "GUIDE-
 
 def digits(x: Any) -> Array:
     """Numbers as mpmath's, exactly; used inside mp.workdps(DIGITS)."""
-    found = np.empty(np.shape(x), dtype=object)
+    numbers = np.empty(np.shape(x), dtype=object)
     for where, value in np.ndenumerate(np.asarray(x, np.float64)):
-        found[where] = mpf(float(value))
-    return found
+        numbers[where] = mpf(float(value))
+    return numbers
 
 
 def floats(x: Array) -> Array:
@@ -59,11 +59,11 @@ def observe(inputs: Arrays, state: Array) -> tuple[Array, Array]:
         operator = digits(inputs["operator"])
         return operator @ state, operator
     speeds = [mp.sqrt(state[j] ** 2 + state[k] ** 2) for j, k in inputs["pairs"].tolist()]
-    slope = digits(np.zeros((len(speeds), len(state))))
+    tangent = digits(np.zeros((len(speeds), len(state))))
     for row, ((j, k), speed) in enumerate(zip(inputs["pairs"].tolist(), speeds, strict=True)):
-        slope[row, j] += state[j] / speed
-        slope[row, k] += state[k] / speed
-    return np.array(speeds, dtype=object), slope
+        tangent[row, j] += state[j] / speed
+        tangent[row, k] += state[k] / speed
+    return np.array(speeds, dtype=object), tangent
 
 
 def denoised(mean: Array, prior: Array, x: Array, sigma: Any) -> tuple[Array, Array]:
@@ -97,12 +97,12 @@ def guided(inputs: Arrays, params: Params, x: Array, sigma: Any, mean: Array | N
 
 
 def _correction(inputs: Arrays, state: Array, error: Array, broad: Array, spread: Array) -> Array:
-    seen, slope = observe(inputs, state)
-    weighted = slope.T / error
-    system = digits(np.eye(len(state))) + weighted @ slope @ broad
+    seen, tangent = observe(inputs, state)
+    weighted = tangent.T / error
+    system = digits(np.eye(len(state))) + weighted @ tangent @ broad
     innovation = digits(inputs["value"]) - seen
-    found: Array = spread @ inverse(system) @ weighted @ innovation
-    return found
+    correction: Array = spread @ inverse(system) @ weighted @ innovation
+    return correction
 
 
 def _posterior_mean(inputs: Arrays, prior: Array, mean: Array, x: Array, sigma: Any) -> Array:
@@ -111,8 +111,8 @@ def _posterior_mean(inputs: Arrays, prior: Array, mean: Array, x: Array, sigma: 
     weighted = operator.T / digits(inputs["variance"])
     information = precision + digits(np.eye(len(prior))) / sigma**2 + weighted @ operator
     total = mean @ precision + x / sigma**2 + weighted @ digits(inputs["value"])
-    found: Array = total @ inverse(information)
-    return found
+    posterior: Array = total @ inverse(information)
+    return posterior
 
 
 # Problems.
@@ -139,15 +139,15 @@ def problem(seed: int) -> dict[str, Array]:
 
 def _speeds(seed: int) -> dict[str, Array]:
     """Three wind speeds of overlapping pairs, around a mean that is not calm."""
-    found = problem(seed) | {"mean": np.array([3.0, -2.0, 1.5, 4.0]), "value": np.array([2.5, 6.0, 3.0])}
-    return {k: v for k, v in found.items() if k != "operator"} | {"pairs": np.array([[0, 1], [2, 1], [3, 2]])}
+    inputs = problem(seed) | {"mean": np.array([3.0, -2.0, 1.5, 4.0]), "value": np.array([2.5, 6.0, 3.0])}
+    return {k: v for k, v in inputs.items() if k != "operator"} | {"pairs": np.array([[0, 1], [2, 1], [3, 2]])}
 
 
-def _at(found: dict[str, Array], sigma: list[float], seed: int) -> dict[str, Array]:
+def _at(inputs: dict[str, Array], sigma: list[float], seed: int) -> dict[str, Array]:
     """With noisy states at these levels."""
     levels = np.array(sigma)
-    noise = np.random.default_rng(seed).standard_normal((len(sigma), len(found["mean"])))
-    return found | {"x": found["mean"] + (1 + levels)[:, None] * noise, "sigma": levels}
+    noise = np.random.default_rng(seed).standard_normal((len(sigma), len(inputs["mean"])))
+    return inputs | {"x": inputs["mean"] + (1 + levels)[:, None] * noise, "sigma": levels}
 
 
 SIGMA = [0.1, 0.8, 5.0]
@@ -167,13 +167,13 @@ def _case(
     return Recipe(
         f"guidance/{name}",
         "guided_mean",
-        ("GUIDE-1", NAMED[params["method"]], *more),
-        ("smoke", "guidance") if smoke else ("guidance",),
-        judge or Chain("the denoiser, its derivative, the operator and a small system, one noise level a sample"),
-        meaning,
-        inputs,
-        params,
-        _expected(inputs, params),
+        requirements=("GUIDE-1", NAMED[params["method"]], *more),
+        profiles=("smoke", "guidance") if smoke else ("guidance",),
+        judge=judge or Chain("the denoiser, its derivative, the operator and a small system, one noise level a sample"),
+        meaning=meaning,
+        inputs=inputs,
+        params=params,
+        expected=_expected(inputs, params),
         targets=targets,
     )
 
@@ -200,20 +200,20 @@ def _methods() -> list[Recipe]:
         "mmps": ("the covariance of x_0 given x is not sigma^2 J, or the conjugate gradients stop early",
                  ("mmps_one_step", "mmps_sigma")),
     }  # fmt: skip
-    found = []
+    cases = []
     for name, (meaning, targets) in meanings.items():
         more = ("GUIDE-8",) if name == "mmps" else ("GUIDE-6", "CONV-6") if name == "dps" else ()
-        found.append(_case(name, inputs, METHODS[name], meaning, *more, targets=targets))
+        cases.append(_case(name, inputs, METHODS[name], meaning, *more, targets=targets))
         text = "one variable, one observation, all numbers powers of two: the formula itself is another"
         settings = METHODS[name] | (
             {"gamma": 0.25} if name == "sda" else {"sigma_data": 2.0} if name == "pigdm" else {}
         )
-        found.append(_case(f"{name}-by-hand", hand, settings, text, judge=few, smoke=name == "dps"))
-    return found
+        cases.append(_case(f"{name}-by-hand", hand, settings, text, judge=few, smoke=name == "dps"))
+    return cases
 
 
 def _geometry() -> list[Recipe]:
-    """What is observed: one point often, more than there is, one thing alone, with errors of all sizes."""
+    """Observe one point often, more values than the state has, one value alone, with errors of all sizes."""
     point = [[0.0, 1.0, 0.0]] * 3 + [[1.0, 1.0, 0.0], [0.0, 0.5, 0.5]]
     often = _at(seen_by(710, point, [0.5, 0.25, 4.0, 1.0, 0.3]), SIGMA, 711)
     wide = _at(problem(712) | {"variance": np.array([1e-3, 1.0, 1e3])}, SIGMA, 713)
@@ -263,13 +263,13 @@ def _nothing_observed() -> Recipe:
     return Recipe(
         "guidance/no-observation",
         "guided_mean",
-        ("GUIDE-10",),
-        ("guidance",),
-        Chain("the denoiser alone"),
-        "no observation is treated as an observation of something",
-        inputs,
-        METHODS["dps"],
-        _expected(inputs, METHODS["dps"]),
+        requirements=("GUIDE-10",),
+        profiles=("guidance",),
+        judge=Chain("the denoiser alone"),
+        meaning="no observation is treated as an observation of something",
+        inputs=inputs,
+        params=METHODS["dps"],
+        expected=_expected(inputs, METHODS["dps"]),
     )
 
 
@@ -310,25 +310,26 @@ def refused_inputs(valid: Arrays) -> list[Change]:
 
 def _refusals() -> list[Recipe]:
     valid, params = _at(problem(740), SIGMA, 741), METHODS["dps"]
-    found = [
+    cases = [
         Recipe(
-            f"guidance/refuses-{name}", "guided_mean", (requirement, "CONV-10"), ("guidance",), MustReject(why),
-            meaning, valid | change, params, valid_counterpart=(valid, params),
+            f"guidance/refuses-{name}", "guided_mean", requirements=(requirement, "CONV-10"), profiles=("guidance",),
+            judge=MustReject(why), meaning=meaning, inputs=valid | change, params=params,
+            valid_counterpart=(valid, params),
         )
         for name, requirement, why, meaning, change in refused_inputs(valid)
     ]  # fmt: skip
     negative = Recipe(
         "guidance/refuses-negative-gamma",
         "guided_mean",
-        ("GUIDE-4", "CONV-10"),
-        ("guidance",),
-        MustReject("gamma = -0.1"),
-        "a negative gamma makes W indefinite without complaint",
-        valid,
-        METHODS["sda"] | {"gamma": -0.1},
+        requirements=("GUIDE-4", "CONV-10"),
+        profiles=("guidance",),
+        judge=MustReject("gamma = -0.1"),
+        meaning="a negative gamma makes W indefinite without complaint",
+        inputs=valid,
+        params=METHODS["sda"] | {"gamma": -0.1},
         valid_counterpart=(valid, METHODS["sda"] | {"gamma": 0.1}),
     )
-    return [*found, negative]
+    return [*cases, negative]
 
 
 # Networks: their derivative is not symmetric, so that J and J^T differ.
@@ -345,25 +346,25 @@ def network_problem(
     """Inputs and params of a network of width 4 on a grid of 4 rows, in two tiles where it has 8 columns."""
     c = config(
         width=4, depth=1, mlp_ratio=2, position_features=2, position_octaves=1, noise_features=4, sigma_data=0.75
-    )  # fmt: skip
+    )
     inputs = network_inputs(c, (4, cols), sigma, [[6.0]] * len(sigma), seed)
     axes = {"y": _axis(4), "x": _axis(cols, tiled=cols == 8)}
     return inputs, {"config": c, "chunk": 1, "periodic": False, "together": 2} | axes
 
 
 def _network_case(
-    name: str, inputs: Arrays, params: Params, meaning: str, *requirements: str,
+    name: str, inputs: Arrays, params: Params, meaning: str, requirements: tuple[str, ...],
     profiles: tuple[str, ...] = ("guidance",), dtype: str | None = None, targets: tuple[str, ...] = (),
 ) -> Recipe:  # fmt: skip
     return Recipe(
         f"guidance/network-{name}",
         "guided_denoise",
-        requirements,
-        profiles,
-        Chain("a network, its derivative by reverse mode, and the algebra of guidance around it"),
-        meaning,
-        inputs,
-        params,
+        requirements=requirements,
+        profiles=profiles,
+        judge=Chain("a network, its derivative by reverse mode, and the algebra of guidance around it"),
+        meaning=meaning,
+        inputs=inputs,
+        params=params,
         targets=targets,
         dtype=dtype,
     )
@@ -380,36 +381,36 @@ def _networks() -> list[Recipe]:
     transposed = "J stands for J^T: a network's derivative is not symmetric"
     return [
         _network_case(
-            "dps", inputs | three, params | METHODS["dps"], f"{transposed}, or points read twice overwrite",
-            "GUIDE-1", "GUIDE-2", "CONV-1", profiles=("smoke", "guidance"),
-            targets=("jacobian_dropped", "adjoint_overwrites"),
+            "dps", inputs | three, params=params | METHODS["dps"],
+            meaning=f"{transposed}, or points read twice overwrite", requirements=("GUIDE-1", "GUIDE-2", "CONV-1"),
+            profiles=("smoke", "guidance"), targets=("jacobian_dropped", "adjoint_overwrites"),
         ),
         _network_case(
             "pigdm", inputs | three, params | METHODS["pigdm"] | {"sigma_data": 0.75},
-            f"{transposed}, or H H^T misses points that two observations read", "GUIDE-1", "GUIDE-3",
+            f"{transposed}, or H H^T misses points that two observations read", requirements=("GUIDE-1", "GUIDE-3"),
         ),
-        _network_case("sda", inputs | three, params | METHODS["sda"], transposed, "GUIDE-1", "GUIDE-4"),
+        _network_case("sda", inputs | three, params | METHODS["sda"], transposed, requirements=("GUIDE-1", "GUIDE-4")),
         _network_case(
             "mmps-one", inputs | bilinear_observations(4, (1, 1, 2)), params | METHODS["mmps"] | {"steps": 1},
-            "one observation is one number to divide by, R + sigma^2 h J h^T", "GUIDE-1", "GUIDE-5",
+            "one observation is one number to divide by, R + sigma^2 h J h^T", requirements=("GUIDE-1", "GUIDE-5"),
         ),
         _network_case(
             "tiled-dps", wide | seam, tiles | METHODS["dps"],
-            "guidance inside each tile instead of on the blend: observations in overlaps count twice", "GUIDE-1",
-            "TILE-6",
-            targets=("guidance_in_tiles",),
+            "guidance inside each tile instead of on the blend: observations in overlaps count twice",
+            requirements=("GUIDE-1", "TILE-6"), targets=("guidance_in_tiles",),
         ),
         _network_case(
-            "tiled-pigdm", wide | seam, tiles | METHODS["pigdm"], "D is the blend and J that of one tile", "GUIDE-1",
-            "GUIDE-3", "TILE-6",
+            "tiled-pigdm", wide | seam, params=tiles | METHODS["pigdm"],
+            meaning="D is the blend and J that of one tile", requirements=("GUIDE-1", "GUIDE-3", "TILE-6"),
         ),
         _network_case(
             "no-observation", inputs | nothing, params | METHODS["dps"],
-            "without observations the guided mean is not the denoiser", "GUIDE-10",
+            "without observations the guided mean is not the denoiser", requirements=("GUIDE-10",),
         ),
         _network_case(
             "narrow", fine | bilinear_observations(4, (0, 1, 0), (1, 2, 2), error=1e-3), narrow | METHODS["pigdm"],
-            "guidance's algebra is in the network's dtype", "NUM-9", "GUIDE-1", profiles=("lowprec",), dtype="float32",
+            "guidance's algebra is in the network's dtype", requirements=("NUM-9", "GUIDE-1"), profiles=("lowprec",),
+            dtype="float32",
         ),
     ]  # fmt: skip
 
@@ -419,9 +420,9 @@ def _network_refusals() -> list[Recipe]:
     valid, settings = inputs | bilinear_observations(4, (0, 0, 0), (1, 2, 2)), params | METHODS["dps"]
 
     def changed(name: str, value: float) -> dict[str, Array]:
-        found = valid[name].copy()
-        found[1, 3] = value
-        return {name: found}
+        values = valid[name].copy()
+        values[1, 3] = value
+        return {name: values}
 
     offences = {
         "index-above": (changed("index", 32), "index 32 of a state of 32 points", "an index past the end is clamped"),
@@ -430,8 +431,9 @@ def _network_refusals() -> list[Recipe]:
     }
     return [
         Recipe(
-            f"guidance/network-refuses-{name}", "guided_denoise", ("GUIDE-11", "CONV-10"), ("guidance",),
-            MustReject(why), meaning, valid | change, settings, valid_counterpart=(valid, settings),
+            f"guidance/network-refuses-{name}", "guided_denoise", requirements=("GUIDE-11", "CONV-10"),
+            profiles=("guidance",), judge=MustReject(why), meaning=meaning, inputs=valid | change, params=settings,
+            valid_counterpart=(valid, settings),
         )
         for name, (change, why, meaning) in offences.items()
     ]  # fmt: skip

@@ -36,7 +36,16 @@ def _memory(
     given = None if expected is None else {"memory": expected}
     inputs, params = {"score": score, "value": value}, {"chunks": chunks}
     return Recipe(
-        f"memory/{name}", "memory", requirements, CORE, judge, meaning, inputs, params, given, targets=targets
+        f"memory/{name}",
+        "memory",
+        requirements=requirements,
+        profiles=CORE,
+        judge=judge,
+        meaning=meaning,
+        inputs=inputs,
+        params=params,
+        expected=given,
+        targets=targets,
     )
 
 
@@ -103,45 +112,45 @@ def _closed_forms() -> list[Recipe]:
         _memory(
             "one-frame",
             ("MEM-5",),
-            draw(rng, 1, 1, 2, 2),
-            value[:, :1],
-            [1],
-            "a single frame is not passed on as it is",
-            value[:, 0],
-            Bound(2, "one weight of 1, one division by 1"),
+            score=draw(rng, 1, 1, 2, 2),
+            value=value[:, :1],
+            chunks=[1],
+            meaning="a single frame is not passed on as it is",
+            expected=value[:, 0],
+            judge=Bound(2, "one weight of 1, one division by 1"),
         ),
         _memory(
             "equal-scores",
             ("MEM-2", "MEM-3"),
-            equal,
-            value,
-            [3, 4, 1],
-            "frames of equal score do not count alike: the mean of chunks, or of a chunk and what came before",
-            value.mean(1),
-            Bound(4, few),
-            ("memory_mean_of_chunks", "memory_divided_twice"),
+            score=equal,
+            value=value,
+            chunks=[3, 4, 1],
+            meaning="frames of equal score do not count alike: the mean of chunks, or of a chunk and what came before",
+            expected=value.mean(1),
+            judge=Bound(4, few),
+            targets=("memory_mean_of_chunks", "memory_divided_twice"),
         ),
         _memory(
             "huge-scores",
             ("MEM-6",),
-            np.broadcast_to(huge, (1, 8, 2, 2)).copy(),
-            value,
-            [1, 2, 3, 2],
-            "exp overflows: the running maximum is not subtracted, or only within a chunk",
-            best,
-            Bound(4, few),
-            ("memory_not_shifted",),
+            score=np.broadcast_to(huge, (1, 8, 2, 2)).copy(),
+            value=value,
+            chunks=[1, 2, 3, 2],
+            meaning="exp overflows: the running maximum is not subtracted, or only within a chunk",
+            expected=best,
+            judge=Bound(4, few),
+            targets=("memory_not_shifted",),
         ),
         _memory(
             "low-scores",
             ("MEM-6",),
-            np.broadcast_to(low, (1, 8, 2, 2)).copy(),
-            value,
-            [2, 2, 4],
-            "0/0 for scores near -1e4: the running maximum starts at 0 instead of minus infinity",
-            (value[:, 1] + value[:, 3]) / 2,
-            Bound(4, few),
-            ("memory_maximum_starts_at_zero",),
+            score=np.broadcast_to(low, (1, 8, 2, 2)).copy(),
+            value=value,
+            chunks=[2, 2, 4],
+            meaning="0/0 for scores near -1e4: the running maximum starts at 0 instead of minus infinity",
+            expected=(value[:, 1] + value[:, 3]) / 2,
+            judge=Bound(4, few),
+            targets=("memory_maximum_starts_at_zero",),
         ),
     ]
 
@@ -163,7 +172,15 @@ def _compress(
     requirements = ("MEM-1", "MEM-2", "MEM-4", "TOK-5", "TOK-7", "TOK-8")
     params = {"config": c, "chunk": chunk}
     return Recipe(
-        f"memory/{name}", "compress", requirements, profiles, COMPRESS, meaning, inputs, params, targets=targets
+        f"memory/{name}",
+        "compress",
+        requirements=requirements,
+        profiles=profiles,
+        judge=COMPRESS,
+        meaning=meaning,
+        inputs=inputs,
+        params=params,
+        targets=targets,
     )
 
 
@@ -217,9 +234,9 @@ def code_recipe(name: str, age: float | None, octaves: int, judge: Judge, **sett
     what = ("position", "TOK-7") if age is None else ("age", "TOK-8")
     meaning = f"the {what[0]}'s code is computed in the network's dtype, in another unit, with other waves or order"
     return Recipe(
-        name, "compress", (what[1], "TOK-9"), settings.pop("profiles", CORE),
-        judge, meaning, inputs | {"position": position}, {"config": c, "chunk": 1},
-        {"memory": flat.reshape(1, 2, 3, width)}, **settings,
+        name, "compress", requirements=(what[1], "TOK-9"), profiles=settings.pop("profiles", CORE), judge=judge,
+        meaning=meaning, inputs=inputs | {"position": position}, params={"config": c, "chunk": 1},
+        expected={"memory": flat.reshape(1, 2, 3, width)}, **settings,
     )  # fmt: skip
 
 
@@ -255,10 +272,10 @@ def _integers(name: str, score: Sequence[float], meaning: str, requirement: str,
     best = [np.flatnonzero(np.array(score) == edge) for edge in (max(score), min(score))]
     memory = np.concatenate([tokens[frames, :, head].mean(0) for head, frames in enumerate(best)], -1)
     return Recipe(
-        f"memory/{name}", "compress", (requirement, "MEM-2", "TOK-2", "NUM-1"), CORE,
-        Bound(4, "integers, e^0 and e^-1000 are exact; a division by one, two or four frames rounds"), meaning,
-        inputs | {"age": np.arange(1.0, len(score) + 1)[None]}, {"config": c, "chunk": 2},
-        {"memory": memory.reshape(1, 2, 1, 8)}, targets=targets,
+        f"memory/{name}", "compress", requirements=(requirement, "MEM-2", "TOK-2", "NUM-1"), profiles=CORE,
+        judge=Bound(4, "integers, e^0 and e^-1000 are exact; a division by one, two or four frames rounds"),
+        meaning=meaning, inputs=inputs | {"age": np.arange(1.0, len(score) + 1)[None]},
+        params={"config": c, "chunk": 2}, expected={"memory": memory.reshape(1, 2, 1, 8)}, targets=targets,
     )  # fmt: skip
 
 
@@ -290,8 +307,9 @@ def _refusals() -> list[Recipe]:
 
     def refuses(name: str, requirement: str, why: str, meaning: str, **change: Array) -> Recipe:
         return Recipe(
-            f"memory/refuses-{name}", "compress", (requirement, "CONV-10"), CORE, MustReject(why), meaning,
-            valid | change, params, valid_counterpart=(valid, params),
+            f"memory/refuses-{name}", "compress", requirements=(requirement, "CONV-10"), profiles=CORE,
+            judge=MustReject(why), meaning=meaning, inputs=valid | change, params=params,
+            valid_counterpart=(valid, params),
         )  # fmt: skip
 
     def aged(age: float) -> Array:

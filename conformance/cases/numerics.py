@@ -57,9 +57,10 @@ def _compression(dtype: str) -> Recipe:
     inputs = scaled(compress_inputs(c, (4, 4), ages, 601), memory__query=2)
     chain = Chain("a compression in one narrow dtype, frames three at a time")
     return Recipe(
-        f"numerics/compress-{dtype}", "compress", ("NUM-9", "TOK-9", "MEM-4"), LOW, chain,
-        f"products have fewer bits than {dtype}, or ages and positions are rounded before their codes are made",
-        inputs, {"config": c, "chunk": 3}, targets=("tf32_products", "age_narrow", "position_narrow"), dtype=dtype,
+        f"numerics/compress-{dtype}", "compress", requirements=("NUM-9", "TOK-9", "MEM-4"), profiles=LOW, judge=chain,
+        meaning=f"products have fewer bits than {dtype}, or ages and positions are rounded before their codes are made",
+        inputs=inputs, params={"config": c, "chunk": 3}, targets=("tf32_products", "age_narrow", "position_narrow"),
+        dtype=dtype,
     )  # fmt: skip
 
 
@@ -75,11 +76,11 @@ def _long_history(dtype: str) -> Recipe:
     }
     why = "one running sum: integers below 2^24 and a division; one softmax: 160 weights of 1/320, their sum in float32"
     return Recipe(
-        f"numerics/long-history-{dtype}", "compress", ("MEM-3", "MEM-4"), LOW,
-        Bound(4 if dtype == "bfloat16" else 324, why),
-        "sums over many frames stop growing: the state between chunks has too few bits", inputs,
-        {"config": c, "chunk": 1}, {"memory": np.array([[[[0.5, 1, 1.5, 2]]]])}, targets=("memory_state_narrow",),
-        dtype=dtype,
+        f"numerics/long-history-{dtype}", "compress", requirements=("MEM-3", "MEM-4"), profiles=LOW,
+        judge=Bound(4 if dtype == "bfloat16" else 324, why),
+        meaning="sums over many frames stop growing: the state between chunks has too few bits", inputs=inputs,
+        params={"config": c, "chunk": 1}, expected={"memory": np.array([[[[0.5, 1, 1.5, 2]]]])},
+        targets=("memory_state_narrow",), dtype=dtype,
     )  # fmt: skip
 
 
@@ -125,10 +126,11 @@ def _scores(dtype: str) -> Recipe:
     score = np.array([-10240.0, 0, 10240, 9216, -10240, 10240, 9216, 100]).reshape(1, 8, 1, 1)
     value = np.random.default_rng(620).integers(-8, 9, (1, 8, 1, 1, 4)).astype(np.float64)
     return Recipe(
-        f"numerics/huge-scores-{dtype}", "memory", ("MEM-6",), LOW,
-        Bound(4, "e^0 = 1 and e^-1024 = 0 are exact, sums of two small integers too"),
-        f"scores of 1e4 overflow in {dtype}", {"score": score, "value": value}, {"chunks": [1, 1, 2, 1, 3]},
-        {"memory": (value[:, 2] + value[:, 5]) / 2}, targets=("memory_not_shifted",), dtype=dtype,
+        f"numerics/huge-scores-{dtype}", "memory", requirements=("MEM-6",), profiles=LOW,
+        judge=Bound(4, "e^0 = 1 and e^-1024 = 0 are exact, sums of two small integers too"),
+        meaning=f"scores of 1e4 overflow in {dtype}", inputs={"score": score, "value": value},
+        params={"chunks": [1, 1, 2, 1, 3]}, expected={"memory": (value[:, 2] + value[:, 5]) / 2},
+        targets=("memory_not_shifted",), dtype=dtype,
     )  # fmt: skip
 
 
@@ -140,10 +142,10 @@ def _gate(dtype: str) -> Recipe:
         "beta": np.array([0.0, 0.00390625, -0.03125]),
     }
     return Recipe(
-        f"numerics/gate-{dtype}", "gate", ("NET-9", "ATT-4"), LOW,
-        Bound(4, "softplus is alpha to the last digit, the argument float64; one rounding", scale=1.0),
-        "sigma, its logarithm or the gate's argument is rounded to the network's dtype", inputs, {},
-        {"gamma": gate(**inputs)}, targets=("sigma_narrow",), dtype=dtype,
+        f"numerics/gate-{dtype}", "gate", requirements=("NET-9", "ATT-4"), profiles=LOW,
+        judge=Bound(4, "softplus is alpha to the last digit, the argument float64; one rounding", scale=1.0),
+        meaning="sigma, its logarithm or the gate's argument is rounded to the network's dtype", inputs=inputs,
+        params={}, expected={"gamma": gate(**inputs)}, targets=("sigma_narrow",), dtype=dtype,
     )  # fmt: skip
 
 
@@ -151,9 +153,9 @@ def _attention(dtype: str) -> Recipe:
     rng = np.random.default_rng(630)
     inputs = {name: draw(rng, 1, 2, 24, 4) for name in ("q", "k", "v")}
     return Recipe(
-        f"numerics/attention-{dtype}", "attention", ("ATT-1", "NUM-9"), LOW, Chain("one attention over 24 keys"),
-        "softmax weights have fewer bits than the dtype", inputs, {"window": None}, targets=("tf32_products",),
-        dtype=dtype,
+        f"numerics/attention-{dtype}", "attention", requirements=("ATT-1", "NUM-9"), profiles=LOW,
+        judge=Chain("one attention over 24 keys"), meaning="softmax weights have fewer bits than the dtype",
+        inputs=inputs, params={"window": None}, targets=("tf32_products",), dtype=dtype,
     )  # fmt: skip
 
 
@@ -163,9 +165,11 @@ def _embedding(dtype: str) -> Recipe:
     fields: dict[str, Array] = past_inputs(c, (2, 4), [[0.3, 177500.3]], np.random.default_rng(641))
     position = np.random.default_rng(642).uniform(-1, 1, (2, 2, 3))
     return Recipe(
-        f"numerics/embed-history-{dtype}", "embed_history", ("TOK-9",), LOW, Chain("a patch embedding and two codes"),
-        "positions or ages are rounded to the network's dtype before their codes are made",
-        inputs | fields | {"position": position}, {"config": c}, targets=("age_narrow", "position_narrow"), dtype=dtype,
+        f"numerics/embed-history-{dtype}", "embed_history", requirements=("TOK-9",), profiles=LOW,
+        judge=Chain("a patch embedding and two codes"),
+        meaning="positions or ages are rounded to the network's dtype before their codes are made",
+        inputs=inputs | fields | {"position": position}, params={"config": c},
+        targets=("age_narrow", "position_narrow"), dtype=dtype,
     )  # fmt: skip
 
 

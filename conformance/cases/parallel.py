@@ -39,14 +39,14 @@ def mesh(*sizes: int) -> dict[str, int]:
 
 def meshes(*texts: str) -> list[tuple[str, dict[str, int]]]:
     """Names and meshes from words: `tile2-tp2`, `one` for a single rank."""
-    found = []
+    pairs = []
     for text in texts:
         sizes = dict.fromkeys(AXES, 1)
         for word in text.split("-") if text != "one" else ():
             name = word.rstrip("0123456789")
             sizes[name] = int(word.removeprefix(name))
-        found.append((text, sizes))
-    return found
+        pairs.append((text, sizes))
+    return pairs
 
 
 # Shares, in Python integers.
@@ -66,10 +66,10 @@ def _coordinates(sizes: Mapping[str, int]) -> list[list[int]]:
 def owners(y: Axis, x: Axis, ranks: int) -> list[list[int]]:
     """[PAR-8]: the points of the cores of each tile rank, as places in the flattened field."""
     cores = [(r, c) for r in geometry(y) for c in geometry(x)]
-    found = []
+    points = []
     for rank in range(ranks):
         start, stop = share(len(cores), ranks, rank)
-        found.append(
+        points.append(
             [
                 row * x["length"] + col
                 for (top, bottom, _), (left, right, _) in cores[start:stop]
@@ -77,7 +77,7 @@ def owners(y: Axis, x: Axis, ranks: int) -> list[list[int]]:
                 for col in range(left, right)
             ]
         )
-    return found
+    return points
 
 
 def _shares(name: str, sizes: Mapping[str, int], y: Axis, x: Axis, samples: int, heads: int, meaning: str) -> Recipe:
@@ -92,8 +92,8 @@ def _shares(name: str, sizes: Mapping[str, int], y: Axis, x: Axis, samples: int,
     }
     params = {"mesh": dict(sizes), "y": y, "x": x, "samples": samples, "heads": heads}
     return Recipe(
-        f"parallel/shares-{name}", "shares", ("PAR-1", "PAR-2", "PAR-3", "PAR-8"), PARALLEL, Exact("indices"), meaning,
-        {}, params, expected,
+        f"parallel/shares-{name}", "shares", requirements=("PAR-1", "PAR-2", "PAR-3", "PAR-8"), profiles=PARALLEL,
+        judge=Exact("indices"), meaning=meaning, inputs={}, params=params, expected=expected,
     )  # fmt: skip
 
 
@@ -101,10 +101,14 @@ def _all_shares() -> list[Recipe]:
     return [
         _shares("mesh", mesh(2, 3, 2, 2), *CORNERS, 12, 4, "axes are in another order, or tp is not innermost"),
         _shares("uneven", mesh(2, 2, 3, 1), *FIVE, 11, 3, "what does not come out even goes to the first or last rank"),
-        _shares("shapes", mesh(1, 1, 3, 4), *SHAPES, 1, 8, "points are shared out by rows or in equal numbers, not by "
-                "the cores of tiles"),
-        _shares("many", mesh(1, 7, 5, 1), axis(20, 2, 2, 1, False), axis(30, 3, 2, 1, True), 100, 1,
-                "shares are rounded up: the last rank gets few, or nothing"),
+        _shares(
+            "shapes", mesh(1, 1, 3, 4), *SHAPES, 1, 8,
+            "points are shared out by rows or in equal numbers, not by " "the cores of tiles",
+        ),
+        _shares(
+            "many", mesh(1, 7, 5, 1), y=axis(20, 2, 2, 1, False), x=axis(30, 3, 2, 1, True), samples=100, heads=1,
+            meaning="shares are rounded up: the last rank gets few, or nothing",
+        ),
         _shares("one", mesh(1, 1, 1, 1), *CORNERS, 1, 1, "one rank does not have all"),
     ]  # fmt: skip
 
@@ -120,8 +124,10 @@ def _refused_shares() -> list[Recipe]:
         ("no-rank", {"mesh": mesh(2, 0, 3, 2)}, "an axis of no rank", "an axis of size 0 is taken for 1, or for none"),
     ]  # fmt: skip
     return [
-        Recipe(f"parallel/shares-refuses-{name}", "shares", ("PAR-4",), PARALLEL, MustReject(why), meaning, {},
-               good | change, valid_counterpart=({}, good))
+        Recipe(
+            f"parallel/shares-refuses-{name}", "shares", requirements=("PAR-4",), profiles=PARALLEL,
+            judge=MustReject(why), meaning=meaning, inputs={}, params=good | change, valid_counterpart=({}, good),
+        )
         for name, change, why, meaning in wrong
     ]  # fmt: skip
 
@@ -143,15 +149,18 @@ def _gather(
 ) -> Recipe:
     rng = np.random.default_rng(900)
     state = rng.integers(-99, 100, (samples, 1, y["length"], x["length"])).astype(np.float64)
-    found, data = extents_of(state, y, x), sizes["ddp"] * sizes["fsdp"]
+    extents, data = extents_of(state, y, x), sizes["ddp"] * sizes["fsdp"]
     expected = {}
     for rank, (i, j, k, _) in enumerate(_coordinates(sizes)):
-        (start, stop), (first, last) = share(len(found), sizes["tile"], k), share(samples, data, i * sizes["fsdp"] + j)
-        expected[f"rank.{rank}.extents"] = np.concatenate(found[start:stop], -1)[first:last]
+        (start, stop), (first, last) = (
+            share(len(extents), sizes["tile"], k),
+            share(samples, data, i * sizes["fsdp"] + j),
+        )
+        expected[f"rank.{rank}.extents"] = np.concatenate(extents[start:stop], -1)[first:last]
     params = {"mesh": dict(sizes), "y": y, "x": x, "together": 2}
     return Recipe(
-        f"parallel/gather-{name}", "parallel_gather", ("PAR-8", "PAR-9", "PAR-2"), PARALLEL, Exact("copies"), meaning,
-        {"x": state}, params, expected, targets=targets,
+        f"parallel/gather-{name}", "parallel_gather", requirements=("PAR-8", "PAR-9", "PAR-2"), profiles=PARALLEL,
+        judge=Exact("copies"), meaning=meaning, inputs={"x": state}, params=params, expected=expected, targets=targets,
     )  # fmt: skip
 
 
@@ -185,21 +194,22 @@ def _blend(name: str, sizes: Mapping[str, int], y: Axis, x: Axis, samples: int, 
     whole = y["blend"] == x["blend"] == 0
     rng, points_of = np.random.default_rng(910), extents_of(np.arange(y["length"] * x["length"]).reshape(
         1, 1, y["length"], x["length"]), y, x)  # fmt: skip
-    size = sum(found.shape[-1] for found in points_of)
+    size = sum(points.shape[-1] for points in points_of)
     drawn = rng.integers(-99, 100, (samples, 1, size)) if whole else rng.standard_normal((samples, 1, size))
     values: Array = drawn.astype(np.float64)
     blended, at = np.zeros((samples, 1, y["length"] * x["length"])), 0
     weight = [np.outer(rows, cols).ravel() for rows in weights(y) for cols in weights(x)]
-    for found, w in zip(points_of, weight, strict=True):
-        blended[..., found[0, 0].astype(np.intp)] += w * values[..., at : at + len(w)]  # no point twice in a tile
+    for points, w in zip(points_of, weight, strict=True):
+        blended[..., points[0, 0].astype(np.intp)] += w * values[..., at : at + len(w)]  # no point twice in a tile
         at += len(w)
     judge: Judge = Exact("integers, weights of 0 and 1")
     if not whole:
         judge = Bound(64, "four products with weights of 16 u each, and their sum", float(np.abs(values).max()))
     return Recipe(
-        f"parallel/blend-{name}", "parallel_blend", ("PAR-10", "PAR-11", "TILE-4"), PARALLEL, judge, meaning,
-        {"values": values}, {"mesh": dict(sizes), "y": y, "x": x, "together": 3},
-        {"blended": blended.reshape(samples, 1, y["length"], x["length"])},
+        f"parallel/blend-{name}", "parallel_blend", requirements=("PAR-10", "PAR-11", "TILE-4"), profiles=PARALLEL,
+        judge=judge, meaning=meaning, inputs={"values": values},
+        params={"mesh": dict(sizes), "y": y, "x": x, "together": 3},
+        expected={"blended": blended.reshape(samples, 1, y["length"], x["length"])},
     )  # fmt: skip
 
 
@@ -225,7 +235,7 @@ DENOISE = Chain("a network on tiles and their blend, on many ranks as on one")
 
 
 def _known(c: Mapping[str, Any], y: Axis, x: Axis, sigma: Sequence[float], seed: int) -> dict[str, Array]:
-    """All inputs of `denoise_tiled`, every sample with static fields and a history of its own."""
+    """Make the inputs of `denoise_tiled`, every sample with static fields and a history of its own."""
     age = [[6.0 + 5 * i, 30.0 - 4 * i] for i in range(len(sigma))]
     return network_inputs(c, (y["length"], x["length"]), sigma, age, seed)
 
@@ -259,10 +269,11 @@ def _denoises() -> list[Recipe]:
          ("PAR-8", "PAR-9", "PAR-10"), "memory tokens or extents of several shapes are taken in another order"),
     ]  # fmt: skip
     return [
-        Recipe(f"parallel/denoise-{name}-{where}", "parallel_denoise", cited, PARALLEL, DENOISE, meaning, inputs,
-               params | {"mesh": sizes}, targets=tp)
-        for name, (inputs, params), wanted, cited, meaning in problems
-        for where, sizes in meshes(*wanted)
+        Recipe(
+            f"parallel/denoise-{name}-{where}", "parallel_denoise", requirements=cited, profiles=PARALLEL,
+            judge=DENOISE, meaning=meaning, inputs=inputs, params=params | {"mesh": sizes}, targets=tp,
+        )
+        for name, (inputs, params), wanted, cited, meaning in problems for where, sizes in meshes(*wanted)
     ]  # fmt: skip
 
 
@@ -272,10 +283,10 @@ def _denoises() -> list[Recipe]:
 def _masks(shape: tuple[int, ...]) -> Array:
     """Very different numbers of valid points: nearly all, some in one corner alone, every other one, ..."""
     rng = np.random.default_rng(930)
-    found = rng.random(shape) < np.array([0.95, 0.0, 0.5, 0.2, 0.8])[: shape[0], None, None, None]
-    found[1, :, :3, :2] = True
-    found[2:3, :, :, : shape[-1] // 2] = False
-    return found
+    valid = rng.random(shape) < np.array([0.95, 0.0, 0.5, 0.2, 0.8])[: shape[0], None, None, None]
+    valid[1, :, :3, :2] = True
+    valid[2:3, :, :, : shape[-1] // 2] = False
+    return valid
 
 
 def _training(
@@ -311,10 +322,11 @@ def _steps() -> list[Recipe]:
         "ddp_replicas_apart", "halo_detached",
     )  # fmt: skip
     return [
-        Recipe(f"parallel/{name}-{where}", "parallel_gradients", cited, PARALLEL, chain, meaning, inputs,
-               params | {"mesh": sizes}, targets=targets)
-        for name, (inputs, params), wanted, cited, meaning in problems
-        for where, sizes in meshes(*wanted)
+        Recipe(
+            f"parallel/{name}-{where}", "parallel_gradients", requirements=cited, profiles=PARALLEL, judge=chain,
+            meaning=meaning, inputs=inputs, params=params | {"mesh": sizes}, targets=targets,
+        )
+        for name, (inputs, params), wanted, cited, meaning in problems for where, sizes in meshes(*wanted)
     ]  # fmt: skip
 
 
@@ -360,10 +372,11 @@ def _ensembles() -> list[Recipe]:
     ]  # fmt: skip
     targets = ("member_of_rank", "members_other_order", "halo_kept", "halo_detached", "gradient_of_own_points")
     return [
-        Recipe(f"parallel/{name}-{where}", "parallel_ensemble", cited, PARALLEL, chain, meaning, inputs,
-               params | {"mesh": sizes}, targets=targets)
-        for name, (inputs, params), wanted, cited, meaning in problems
-        for where, sizes in meshes(*wanted)
+        Recipe(
+            f"parallel/{name}-{where}", "parallel_ensemble", requirements=cited, profiles=PARALLEL, judge=chain,
+            meaning=meaning, inputs=inputs, params=params | {"mesh": sizes}, targets=targets,
+        )
+        for name, (inputs, params), wanted, cited, meaning in problems for where, sizes in meshes(*wanted)
     ]  # fmt: skip
 
 
@@ -375,10 +388,18 @@ def _refusals() -> list[Recipe]:
     (few, solving), (free, drawing) = _solve(), _forecast()
 
     def case(
-        name: str, op: str, why: str, meaning: str, bad: tuple[Arrays, Params], good: tuple[Arrays, Params], *ids: str
+        name: str,
+        op: str,
+        why: str,
+        meaning: str,
+        bad: tuple[Arrays, Params],
+        good: tuple[Arrays, Params],
+        requirements: tuple[str, ...] = ("PAR-4",),
     ) -> Recipe:
-        return Recipe(f"parallel/refuses-{name}", op, ids or ("PAR-4",), PARALLEL, MustReject(why), meaning, *bad,
-                      valid_counterpart=good)  # fmt: skip
+        return Recipe(
+            f"parallel/refuses-{name}", op, requirements=requirements, profiles=PARALLEL, judge=MustReject(why),
+            meaning=meaning, inputs=bad[0], params=bad[1], valid_counterpart=good,
+        )  # fmt: skip
 
     def on(values: Params, *sizes: int) -> dict[str, Any]:
         return {**values, "mesh": mesh(*sizes)}
@@ -387,18 +408,31 @@ def _refusals() -> list[Recipe]:
     huge = few | {"latents": few["latents"] * np.array([2.0**1021, 1.0])[:, None, None, None]}
     fails = "a rank fails alone, and the others wait for it"
     return [
-        case("heads", "parallel_denoise", "3 tp ranks for 2 heads", "heads are split over ranks, or some rank has none",
-             (row, on(tiles, 1, 1, 1, 3)), (row, on(tiles, 1, 1, 1, 2))),
-        case("tiles", "parallel_denoise", "8 tile ranks for 5 tiles", "a rank without a tile idles, or hangs",
-             (row, on(tiles, 1, 1, 8, 1)), (row, on(tiles, 1, 1, 4, 1))),
-        case("samples", "parallel_gradients", "8 data ranks for 5 samples", "a rank without a sample idles, or hangs",
-             (step, on(training, 2, 4, 1, 1)), (step, on(training, 2, 2, 1, 1))),
-        case("members", "parallel_ensemble", "4 data ranks for 3 members", "a rank without a member idles, or hangs",
-             (free, on(drawing, 2, 2, 1, 1)), (free, on(drawing, 1, 3, 1, 1))),
-        case("no-valid-point", "parallel_gradients", "no point of any rank is valid", fails,
-             (nothing, on(training, 1, 2, 1, 1)), (step, on(training, 1, 2, 1, 1)), "PAR-12", "PAR-19"),
-        case("divergence", "parallel_ensemble", "the state of the first rank's member overflows", fails,
-             (huge, on(solving, 2, 1, 1, 1)), (few, on(solving, 2, 1, 1, 1)), "PAR-19", "DA-6"),
+        case(
+            "heads", "parallel_denoise", "3 tp ranks for 2 heads", "heads are split over ranks, or some rank has none",
+            (row, on(tiles, 1, 1, 1, 3)), (row, on(tiles, 1, 1, 1, 2)),
+        ),
+        case(
+            "tiles", "parallel_denoise", "8 tile ranks for 5 tiles", "a rank without a tile idles, or hangs",
+            (row, on(tiles, 1, 1, 8, 1)), (row, on(tiles, 1, 1, 4, 1)),
+        ),
+        case(
+            "samples", "parallel_gradients", "8 data ranks for 5 samples", "a rank without a sample idles, or hangs",
+            (step, on(training, 2, 4, 1, 1)), (step, on(training, 2, 2, 1, 1)),
+        ),
+        case(
+            "members", "parallel_ensemble", "4 data ranks for 3 members", "a rank without a member idles, or hangs",
+            (free, on(drawing, 2, 2, 1, 1)), (free, on(drawing, 1, 3, 1, 1)),
+        ),
+        case(
+            "no-valid-point", "parallel_gradients", why="no point of any rank is valid", meaning=fails,
+            bad=(nothing, on(training, 1, 2, 1, 1)), good=(step, on(training, 1, 2, 1, 1)),
+            requirements=("PAR-12", "PAR-19"),
+        ),
+        case(
+            "divergence", "parallel_ensemble", why="the state of the first rank's member overflows", meaning=fails,
+            bad=(huge, on(solving, 2, 1, 1, 1)), good=(few, on(solving, 2, 1, 1, 1)), requirements=("PAR-19", "DA-6"),
+        ),
     ]  # fmt: skip
 
 

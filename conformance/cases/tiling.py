@@ -38,12 +38,12 @@ def axis(length: int, core: int, halo: int, blend: int, periodic: bool, patch: i
 def geometry(a: Axis) -> list[tuple[int, int, list[int]]]:
     """[TILE-2], [TILE-3]: start and stop of each core, and the unwrapped points of its extent."""
     n, c, h = a["length"], a["core"], a["halo"]
-    found = []
+    extents = []
     for start in range(0, n, c):
         stop = min(start + c, n)
         points = range(start - h, stop + h) if c < n else range(n)
-        found.append((start, stop, [g for g in points if a["periodic"] or 0 <= g < n]))
-    return found
+        extents.append((start, stop, [g for g in points if a["periodic"] or 0 <= g < n]))
+    return extents
 
 
 def _rise(point: int, boundary: int, blend: int) -> Decimal:
@@ -58,7 +58,7 @@ def _rise(point: int, boundary: int, blend: int) -> Decimal:
 
 def weights(a: Axis) -> list[Array]:
     """[TILE-4] point by point in decimal arithmetic; across a boundary the left tile has what the right one lacks."""
-    found = []
+    profiles = []
     with localcontext() as context:
         context.prec = 50
         for start, stop, points in geometry(a):
@@ -66,17 +66,17 @@ def weights(a: Axis) -> list[Array]:
             right = a["core"] < a["length"] and (a["periodic"] or stop < a["length"])
             rise = [_rise(g, start, a["blend"]) if left else Decimal(1) for g in points]
             fall = [1 - _rise(g, stop, a["blend"]) if right else Decimal(1) for g in points]
-            found.append(np.array([float(r * f) for r, f in zip(rise, fall, strict=True)]))
-    return found
+            profiles.append(np.array([float(r * f) for r, f in zip(rise, fall, strict=True)]))
+    return profiles
 
 
 def average_matrix(a: Axis) -> Array:
     """M [n, n] of one axis: row p is the mixture, by the weights at p, of the averages over the tiles' extents."""
-    found = np.zeros((a["length"], a["length"]))
+    matrix = np.zeros((a["length"], a["length"]))
     for (_, _, points), weight in zip(geometry(a), weights(a), strict=True):
         inside = np.array(points) % a["length"]
-        found[np.ix_(inside, inside)] += weight[:, None] / len(points)
-    return found
+        matrix[np.ix_(inside, inside)] += weight[:, None] / len(points)
+    return matrix
 
 
 def blended(inputs: Arrays, y: Axis, x: Axis, own: float, mean: float, evaluations: int = 1) -> Array:
@@ -89,22 +89,28 @@ def blended(inputs: Arrays, y: Axis, x: Axis, own: float, mean: float, evaluatio
 
 
 def _geometry(name: str, a: Axis, meaning: str, *requirements: str) -> Recipe:
-    found = geometry(a)
+    tiles = geometry(a)
     expected = {
-        "cores": np.array([[start, stop] for start, stop, _ in found]),
-        "sizes": np.array([len(points) for _, _, points in found]),
-        "points": np.array([g % a["length"] for _, _, points in found for g in points]),
+        "cores": np.array([[start, stop] for start, stop, _ in tiles]),
+        "sizes": np.array([len(points) for _, _, points in tiles]),
+        "points": np.array([g % a["length"] for _, _, points in tiles for g in points]),
     }
     wanted = requirements or ("TILE-2", "TILE-3")
     judge = Exact("indices")
-    return Recipe(f"tiling/geometry-{name}", "tile_geometry", wanted, ("tiling",), judge, meaning, {}, a, expected)
+    return Recipe(
+        f"tiling/geometry-{name}", "tile_geometry", requirements=wanted, profiles=("tiling",), judge=judge,
+        meaning=meaning, inputs={}, params=a, expected=expected,
+    )  # fmt: skip
 
 
 def _weights(name: str, a: Axis, meaning: str) -> Recipe:
     why = "relative errors of angle and sine are an ULP each, doubled by the square"
     judge = Ulp(4, why) if a["blend"] else Exact("weights of a hard crop are 0 and 1")
     requirements, expected = ("TILE-4", "TILE-5", "NUM-2"), {"weights": np.concatenate(weights(a))}
-    return Recipe(f"tiling/weights-{name}", "tile_weights", requirements, ("tiling",), judge, meaning, {}, a, expected)
+    return Recipe(
+        f"tiling/weights-{name}", "tile_weights", requirements=requirements, profiles=("tiling",), judge=judge,
+        meaning=meaning, inputs={}, params=a, expected=expected,
+    )  # fmt: skip
 
 
 def _cuts() -> list[Recipe]:
@@ -150,8 +156,9 @@ def _tiled(
     expected = {"denoised": blended(inputs, **params)}
     profiles = ("tiling", "smoke") if smoke else ("tiling",)
     return Recipe(
-        f"tiling/{name}", "tiled_denoise", tuple(requirements), profiles, judge, meaning, inputs, params, expected
-    )
+        f"tiling/{name}", "tiled_denoise", requirements=tuple(requirements), profiles=profiles, judge=judge,
+        meaning=meaning, inputs=inputs, params=params, expected=expected,
+    )  # fmt: skip
 
 
 def _rounded(y: Axis, x: Axis, d: Mapping[str, float], inputs: Arrays) -> Bound:
@@ -183,10 +190,11 @@ def _exact() -> list[Recipe]:
     ]  # fmt: skip
     return [
         _tiled(
-            name, requirements, y, x, d, meaning, _fields(y, x, levels, 510 + i, whole=True), WHOLE, name == "integers"
+            name, requirements, y, x, d, meaning, inputs=_fields(y, x, levels, 510 + i, whole=True), judge=WHOLE,
+            smoke=name == "integers",
         )
         for i, (name, requirements, y, x, d, meaning) in enumerate(rows)
-    ]
+    ]  # fmt: skip
 
 
 def _blends() -> list[Recipe]:
@@ -216,11 +224,11 @@ def _blends() -> list[Recipe]:
         ("evaluations", ("TILE-6", "TILE-7"), lat, lon, both | {"evaluations": 4}, [0.5, 0.1],
          "tiles go on from their own states and are blended at the end alone"),
     ]  # fmt: skip
-    found = []
+    cases = []
     for i, (name, requirements, y, x, d, sigma, meaning) in enumerate(rows):
         inputs = _fields(y, x, sigma, 530 + i)
-        found.append(_tiled(name, requirements, y, x, d, meaning, inputs, _rounded(y, x, d, inputs)))
-    return found
+        cases.append(_tiled(name, requirements, y, x, d, meaning, inputs=inputs, judge=_rounded(y, x, d, inputs)))
+    return cases
 
 
 def _cones() -> list[Recipe]:
@@ -232,14 +240,16 @@ def _cones() -> list[Recipe]:
         ("cone-date-line", axis(9, 3, 2, 1, False), axis(20, 4, 1, 1, True), dipped | {"evaluations": 2}, (4, 19),
          "context stops at the date line, or leaks past the extents of the tiles that hear it"),
     ]  # fmt: skip
-    found = []
+    cases = []
     for name, y, x, d, at, meaning in rows:
         assert isinstance(d, dict)
         inputs = _fields(y, x, [2.0**-30], 0) | {"field": np.zeros((2, y["length"], x["length"]))}
         inputs["x"] = np.zeros_like(inputs["x"])
         inputs["x"][..., at[0], at[1]] = [[1.0, -2.0]]
-        found.append(_tiled(name, ("TILE-7", "TILE-9"), y, x, d, meaning, inputs, _rounded(y, x, d, inputs)))
-    return found
+        cases.append(
+            _tiled(name, ("TILE-7", "TILE-9"), y, x, d, meaning, inputs=inputs, judge=_rounded(y, x, d, inputs))
+        )
+    return cases
 
 
 SMALL = {"width": 8, "depth": 1, "mlp_ratio": 2, "position_octaves": 2, "noise_features": 4}  # about 2000 weights
@@ -256,8 +266,9 @@ def _network(
     whole = {"config": c, "chunk": 1, "periodic": x["periodic"]}
     profiles = ("tiling", "smoke") if smoke else ("tiling",)
     return Recipe(
-        f"tiling/{name}", "denoise_tiled", tuple(requirements), profiles, Chain("a network on tiles and their blend"),
-        meaning, inputs, whole | {"y": y, "x": x, "together": together}, _denoised(inputs, whole) if untiled else None,
+        f"tiling/{name}", "denoise_tiled", requirements=tuple(requirements), profiles=profiles,
+        judge=Chain("a network on tiles and their blend"), meaning=meaning, inputs=inputs,
+        params=whole | {"y": y, "x": x, "together": together}, expected=_denoised(inputs, whole) if untiled else None,
     )  # fmt: skip
 
 
@@ -273,33 +284,56 @@ def _networks() -> list[Recipe]:
     lat, lon = axis(8, 4, 2, 2, False, 2), axis(12, 4, 4, 2, True, 2)
     window = {"window": 1}
     return [
-        _network("network-one-tile", ("TILE-8",), {}, axis(4, 4, 0, 0, False, 2), axis(8, 8, 0, 0, True, 2),
-                 "one tile is not the untiled network", (0.3, 2.0), untiled=True, smoke=True),
-        _network("network", ("TILE-6",), {}, lat, lon,
-                 "positions are the tile's own, or memory and static fields are not cropped to the tile"),
-        _network("network-members", ("TILE-6", "EDM-1"), {"sigma_data": 0.5}, lat, lon,
-                 "tiles and members are mixed up in a batch: sigma, static fields or memory of another member",
-                 (0.05, 4.0), together=3),
-        _network("network-alone", ("TILE-6",), {}, axis(6, 4, 2, 1, False, 1), axis(9, 6, 3, 3, False, 3),
-                 "a rectangular patch is turned, or a shorter last tile is padded", (1.7,), together=1),
-        _network("network-covering", ("TILE-8",), {}, axis(6, 2, 6, 0, False, 2), axis(8, 4, 4, 2, False, 2),
-                 "extents that cover the domain do not give the untiled network", (0.9,), untiled=True),
-        _network("network-window", ("TILE-8", "ATT-6"), window, axis(8, 4, 2, 1, False, 1),
-                 axis(24, 8, 4, 2, True, 2),
-                 "windowed attention with L r p <= h - b shows the seams, or false neighbours at the date line",
-                 untiled=True),
-        _network("network-window-deep", ("TILE-8", "ATT-6"), window | {"depth": 2}, axis(6, 6, 0, 0, False, 2),
-                 axis(24, 8, 8, 4, True, 2), "two windowed blocks reach further, or less far, than 2 r p points",
-                 (1.1,), untiled=True),
-        _network("network-window-circle", ("TILE-6", "TILE-8", "ATT-6"), window, axis(8, 4, 3, 2, False, 1),
-                 axis(8, 8, 0, 0, True, 2), "a tile that spans the circle loses the neighbours across the date line",
-                 (0.4,), untiled=True),
-        _network("network-window-cut", ("TILE-6", "ATT-6"), window, axis(4, 4, 0, 0, False, 2),
-                 axis(16, 4, 2, 2, True, 2), "a tile that does not span the circle is closed on itself", (0.8,)),
-        _network("network-low-noise", ("TILE-6", "NUM-9", "EDM-9"), {}, lat, lon,
-                 "the blend or c_skip x is in the dtype of the network", (1e-6,)),
-        _network("network-high-noise", ("TILE-6", "NUM-9"), {"sigma_data": 2.0}, lat, lon,
-                 "the state is rounded before it is scaled, or sigma_data is taken for 1", (80.0,)),
+        _network(
+            "network-one-tile", ("TILE-8",), changes={}, y=axis(4, 4, 0, 0, False, 2), x=axis(8, 8, 0, 0, True, 2),
+            meaning="one tile is not the untiled network", sigma=(0.3, 2.0), untiled=True, smoke=True,
+        ),
+        _network(
+            "network", ("TILE-6",), {}, lat, lon,
+            "positions are the tile's own, or memory and static fields are not cropped to the tile",
+        ),
+        _network(
+            "network-members", ("TILE-6", "EDM-1"), changes={"sigma_data": 0.5}, y=lat, x=lon,
+            meaning="tiles and members are mixed up in a batch: sigma, static fields or memory of another member",
+            sigma=(0.05, 4.0), together=3,
+        ),
+        _network(
+            "network-alone", ("TILE-6",), changes={}, y=axis(6, 4, 2, 1, False, 1), x=axis(9, 6, 3, 3, False, 3),
+            meaning="a rectangular patch is turned, or a shorter last tile is padded", sigma=(1.7,), together=1,
+        ),
+        _network(
+            "network-covering", ("TILE-8",), changes={}, y=axis(6, 2, 6, 0, False, 2), x=axis(8, 4, 4, 2, False, 2),
+            meaning="extents that cover the domain do not give the untiled network", sigma=(0.9,), untiled=True,
+        ),
+        _network(
+            "network-window", ("TILE-8", "ATT-6"), window, axis(8, 4, 2, 1, False, 1), axis(24, 8, 4, 2, True, 2),
+            "windowed attention with L r p <= h - b shows the seams, or false neighbours at the date line",
+            untiled=True,
+        ),
+        _network(
+            "network-window-deep", ("TILE-8", "ATT-6"), changes=window | {"depth": 2}, y=axis(6, 6, 0, 0, False, 2),
+            x=axis(24, 8, 8, 4, True, 2), meaning="two windowed blocks reach further, or less far, than 2 r p points",
+            sigma=(1.1,), untiled=True,
+        ),
+        _network(
+            "network-window-circle", ("TILE-6", "TILE-8", "ATT-6"), changes=window, y=axis(8, 4, 3, 2, False, 1),
+            x=axis(8, 8, 0, 0, True, 2),
+            meaning="a tile that spans the circle loses the neighbours across the date line", sigma=(0.4,),
+            untiled=True,
+        ),
+        _network(
+            "network-window-cut", ("TILE-6", "ATT-6"), changes=window, y=axis(4, 4, 0, 0, False, 2),
+            x=axis(16, 4, 2, 2, True, 2), meaning="a tile that does not span the circle is closed on itself",
+            sigma=(0.8,),
+        ),
+        _network(
+            "network-low-noise", ("TILE-6", "NUM-9", "EDM-9"), changes={}, y=lat, x=lon,
+            meaning="the blend or c_skip x is in the dtype of the network", sigma=(1e-6,),
+        ),
+        _network(
+            "network-high-noise", ("TILE-6", "NUM-9"), changes={"sigma_data": 2.0}, y=lat, x=lon,
+            meaning="the state is rounded before it is scaled, or sigma_data is taken for 1", sigma=(80.0,),
+        ),
     ]  # fmt: skip
 
 
@@ -346,55 +380,57 @@ def _refused_states(a: Axis, turned: bool) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _refusals() -> list[Recipe]:
-    """What TILE-1 to TILE-3 forbid: all of it by the tiled denoiser, a part by the fine operation alone."""
-    found = []
+    """The tiled denoiser refuses all that TILE-1 to TILE-3 forbid; the geometry alone refuses a part of it."""
+    cases = []
     for i, (name, requirement, bad, good, why, meaning) in enumerate(_offences()):
-        sides = _refused_states(bad, i % 2 == 1), _refused_states(good, i % 2 == 1)
-        found.append(
-            Recipe(f"tiling/refuses-{name}", "tiled_denoise", (requirement, "CONV-10"), ("tiling",), MustReject(why),
-                   meaning, *sides[0], valid_counterpart=sides[1])
-        )  # fmt: skip
+        inputs, params = _refused_states(bad, i % 2 == 1)
+        cases.append(Recipe(
+            f"tiling/refuses-{name}", "tiled_denoise", requirements=(requirement, "CONV-10"), profiles=("tiling",),
+            judge=MustReject(why), meaning=meaning, inputs=inputs, params=params,
+            valid_counterpart=_refused_states(good, i % 2 == 1),
+        ))  # fmt: skip
         if i < 6:
-            found.append(
-                Recipe(f"tiling/geometry-refuses-{name}", "tile_geometry", (requirement,), ("tiling",),
-                       MustReject(why), meaning, {}, bad, valid_counterpart=({}, good))
-            )  # fmt: skip
-    return [*found, *_other_grids(), *_network_refusals()]
+            cases.append(Recipe(
+                f"tiling/geometry-refuses-{name}", "tile_geometry", requirements=(requirement,),
+                profiles=("tiling",), judge=MustReject(why), meaning=meaning, inputs={}, params=bad,
+                valid_counterpart=({}, good),
+            ))  # fmt: skip
+    return [*cases, *_other_grids(), *_network_refusals()]
 
 
 def _other_grids() -> list[Recipe]:
     """States that are not on the tiling's grid: too few columns for it, and too many."""
     inputs, params = _refused_states(axis(16, 4, 4, 2, True), False)
-    found = []
+    cases = []
     for name, columns, meaning in (
         ("smaller", 12, "a state is padded, wrapped or repeated to fill the tiling"),
         ("larger", 20, "a state is cropped to the tiling"),
     ):
         other = {key: np.resize(v, (*v.shape[:-1], columns)) if v.ndim > 1 else v for key, v in inputs.items()}
-        found.append(
-            Recipe(f"tiling/refuses-{name}-grid", "tiled_denoise", ("TILE-6", "CONV-10"), ("tiling",),
-                   MustReject(f"the state has {columns} columns, the tiling 16"), meaning, other, params,
-                   valid_counterpart=(inputs, params))
-        )  # fmt: skip
-    return found
+        cases.append(Recipe(
+            f"tiling/refuses-{name}-grid", "tiled_denoise", requirements=("TILE-6", "CONV-10"),
+            profiles=("tiling",), judge=MustReject(f"the state has {columns} columns, the tiling 16"),
+            meaning=meaning, inputs=other, params=params, valid_counterpart=(inputs, params),
+        ))  # fmt: skip
+    return cases
 
 
 def _network_refusals() -> list[Recipe]:
     """The same through the network's tiling, where the patch is its own."""
     wanted = {"wrapping-halo", "overlapping-blends", "broken-halo", "ragged-ring"}
     c = config(**SMALL | {"width": 4}, channels=1, patch=[1, 1])
-    plain, found = axis(2, 2, 0, 0, False), []
+    plain, cases = axis(2, 2, 0, 0, False), []
     for name, requirement, bad, good, why, meaning in _offences():
         if name in wanted:
             own = c | {"patch": [1, bad["patch"]]}
             inputs = network_inputs(own, (2, bad["length"]), [1.0], [[6.0]], 595)
             params = {"config": own, "chunk": 1, "periodic": bad["periodic"], "y": plain, "together": 4}
-            found.append(
-                Recipe(f"tiling/network-refuses-{name}", "denoise_tiled", (requirement, "CONV-10"), ("tiling",),
-                       MustReject(why), meaning, inputs, params | {"x": bad},
-                       valid_counterpart=(inputs, params | {"x": good}))
-            )  # fmt: skip
-    return found
+            cases.append(Recipe(
+                f"tiling/network-refuses-{name}", "denoise_tiled", requirements=(requirement, "CONV-10"),
+                profiles=("tiling",), judge=MustReject(why), meaning=meaning, inputs=inputs,
+                params=params | {"x": bad}, valid_counterpart=(inputs, params | {"x": good}),
+            ))  # fmt: skip
+    return cases
 
 
 def recipes() -> list[Recipe]:

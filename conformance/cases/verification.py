@@ -36,7 +36,17 @@ def _recipe(
     settings = params or {}
     other = None if valid_counterpart is None else (valid_counterpart, settings)
     return Recipe(
-        f"verification/{name}", op, requirements, profiles, judge, meaning, inputs, settings, expected, other, targets
+        f"verification/{name}",
+        op,
+        requirements=requirements,
+        profiles=profiles,
+        judge=judge,
+        meaning=meaning,
+        inputs=inputs,
+        params=settings,
+        expected=expected,
+        valid_counterpart=other,
+        targets=targets,
     )
 
 
@@ -67,7 +77,16 @@ def _crps_case(
     expected = {"crps": _crps(members, truth, fair)}
     bound = Bound(16 * m, why, scale=scale)
     return _recipe(
-        name, "crps", requirements, bound, meaning, inputs, {"fair": fair}, expected, targets=targets, profiles=profiles
+        name,
+        "crps",
+        requirements=requirements,
+        judge=bound,
+        meaning=meaning,
+        inputs=inputs,
+        params={"fair": fair},
+        expected=expected,
+        targets=targets,
+        profiles=profiles,
     )
 
 
@@ -84,12 +103,21 @@ def _crps_cases() -> list[Recipe]:
     half, biased = ("crps_half_double_sum", "crps_full_double_sum"), ("crps_fair_biased", "crps_fair_off_by_one")
     return [
         _crps_case(
-            "crps", ("VER-1", "VER-3"), members, truth, False, "the score is the fair one, or pairs are counted once",
-            half, SMOKE,
+            "crps", ("VER-1", "VER-3"), members=members, truth=truth, fair=False,
+            meaning="the score is the fair one, or pairs are counted once", targets=half, profiles=SMOKE,
         ),
-        _crps_case("crps-fair", ("VER-2",), members, truth, True, "M^2 instead of M (M - 1)", biased),
-        _crps_case("crps-two-fair", ("VER-2",), members[:2], truth, True, "M or M + 1 instead of M - 1", biased),
-        _crps_case("crps-two", ("VER-1",), members[:2], truth, False, "the fair score in place of the plain one", half),
+        _crps_case(
+            "crps-fair", ("VER-2",), members=members, truth=truth, fair=True, meaning="M^2 instead of M (M - 1)",
+            targets=biased,
+        ),
+        _crps_case(
+            "crps-two-fair", ("VER-2",), members=members[:2], truth=truth, fair=True,
+            meaning="M or M + 1 instead of M - 1", targets=biased,
+        ),
+        _crps_case(
+            "crps-two", ("VER-1",), members=members[:2], truth=truth, fair=False,
+            meaning="the fair score in place of the plain one", targets=half,
+        ),
         _crps_case("crps-ties", ("VER-1", "VER-3"), ties, np.array([1.0, 5.0, 0.0]), False, "equal members count once"),
         _crps_case("crps-many", ("VER-1", "VER-3"), many, skewed, False, "the sorted sum is off by one"),
         _crps_case("crps-many-fair", ("VER-2", "VER-3"), many, skewed, True, "the fair score of many members"),
@@ -98,24 +126,28 @@ def _crps_cases() -> list[Recipe]:
             "a truth outside the ensemble: a score from the two nearest members, or from ranks",
         ),
         _crps_case(
-            "crps-far", ("VER-1", "VER-10"), members + 2.0**30, truth + 2.0**30, False,
-            "a common offset cancels digits: single precision, or sums of members instead of departures",
-            ("crps_in_float32",),
+            "crps-far", ("VER-1", "VER-10"), members=members + 2.0**30, truth=truth + 2.0**30, fair=False,
+            meaning="a common offset cancels digits: single precision, or sums of members instead of departures",
+            targets=("crps_in_float32",),
         ),
         _crps_case("crps-one-member", ("VER-1",), members[:1], truth, False, "not one member's absolute error"),
         _recipe(
-            "crps-nan", "crps", ("VER-4", "NUM-11"), Bound(128, "as for seven members: 16 M", scale=4.0),
-            "a NaN among the members is left out, or spreads to other points",
-            {"members": missing, "truth": truth}, {"fair": False}, {"crps": scores},
+            "crps-nan", "crps", requirements=("VER-4", "NUM-11"),
+            judge=Bound(128, "as for seven members: 16 M", scale=4.0),
+            meaning="a NaN among the members is left out, or spreads to other points",
+            inputs={"members": missing, "truth": truth}, params={"fair": False}, expected={"crps": scores},
         ),
         _recipe(
-            "refuses-one-fair-member", "crps", ("VER-2", "CONV-10"), MustReject("M (M - 1) = 0 for one member"),
-            "the fair score of one member is NaN or inf instead of an error", {"members": members[:1], "truth": truth},
-            {"fair": True}, valid_counterpart={"members": members[:2], "truth": truth},
+            "refuses-one-fair-member", "crps", requirements=("VER-2", "CONV-10"),
+            judge=MustReject("M (M - 1) = 0 for one member"),
+            meaning="the fair score of one member is NaN or inf instead of an error",
+            inputs={"members": members[:1], "truth": truth}, params={"fair": True},
+            valid_counterpart={"members": members[:2], "truth": truth},
         ),
         _recipe(
-            "refuses-other-points", "crps", ("CONV-10",), MustReject("members of 5 points, a truth of one"),
-            "a truth of another shape is broadcast", {"members": members, "truth": truth[:1]}, {"fair": False},
+            "refuses-other-points", "crps", requirements=("CONV-10",),
+            judge=MustReject("members of 5 points, a truth of one"), meaning="a truth of another shape is broadcast",
+            inputs={"members": members, "truth": truth[:1]}, params={"fair": False},
             valid_counterpart={"members": members, "truth": truth},
         ),
     ]  # fmt: skip
@@ -165,12 +197,12 @@ def _skill_case(
     return _recipe(
         name,
         "spread_skill",
-        requirements,
-        Bound(2 * k, why),
-        meaning,
-        inputs,
-        {},
-        expected,
+        requirements=requirements,
+        judge=Bound(2 * k, why),
+        meaning=meaning,
+        inputs=inputs,
+        params={},
+        expected=expected,
         targets=targets,
         profiles=profiles,
     )
@@ -184,9 +216,10 @@ def _skill_cases() -> list[Recipe]:
     population = ("spread_with_m", "ratio_without_factor")
     return [
         _skill_case(
-            "spread-skill", ("VER-4", "VER-6", "VER-7", "VER-8"), members, truth,
-            "masked points are multiplied by zero (NaN), the variance has M instead of M - 1, or 1 + 1/M is missing",
-            weights, mask, hide=True, targets=("average_masked_by_zero", *population), profiles=SMOKE,
+            "spread-skill", ("VER-4", "VER-6", "VER-7", "VER-8"), members=members, truth=truth,
+            meaning="masked points are multiplied by zero (NaN), the variance has M instead of M - 1, "
+            "or 1 + 1/M is missing",
+            weights=weights, mask=mask, hide=True, targets=("average_masked_by_zero", *population), profiles=SMOKE,
         ),
         _skill_case(
             "spread-skill-plain", ("VER-6", "VER-7", "VER-8"), members, truth,
@@ -202,9 +235,9 @@ def _skill_cases() -> list[Recipe]:
             targets=("spread_mean_of_roots",),
         ),
         _skill_case(
-            "spread-skill-weights", ("VER-4", "VER-6", "VER-7"), members, truth,
-            "weights are not divided by their sum, or by that of all points instead of the selected ones",
-            [3.0, 0.0, 5.0, 0.25, 8.0, 1.0], [True, True, False, True, True, True],
+            "spread-skill-weights", ("VER-4", "VER-6", "VER-7"), members=members, truth=truth,
+            meaning="weights are not divided by their sum, or by that of all points instead of the selected ones",
+            weights=[3.0, 0.0, 5.0, 0.25, 8.0, 1.0], mask=[True, True, False, True, True, True],
             targets=("average_over_all_points",),
         ),
         _skill_case(
@@ -212,12 +245,13 @@ def _skill_cases() -> list[Recipe]:
             "the variance is a difference of mean squares, or in single precision", targets=("average_in_float32",),
         ),
         _recipe(
-            "spread-skill-nan", "spread_skill", ("VER-4", "NUM-11"),
-            Bound(64, "sums over 6 points of squares of numbers near 1, and roots"),
-            "a NaN at a selected point is left out in silence, or spreads to the spread",
-            {"members": members, "truth": np.array([*truth[:5].tolist(), np.nan])}, {},
-            _spread_skill(members, truth, [Fraction(1)] * 6, list(range(6)))
-            | dict.fromkeys(("rmse", "ratio"), np.array(np.nan)),
+            "spread-skill-nan", "spread_skill", requirements=("VER-4", "NUM-11"),
+            judge=Bound(64, "sums over 6 points of squares of numbers near 1, and roots"),
+            meaning="a NaN at a selected point is left out in silence, or spreads to the spread",
+            inputs={"members": members, "truth": np.array([*truth[:5].tolist(), np.nan])}, params={},
+            expected=_spread_skill(
+                members, truth, [Fraction(1)] * 6, list(range(6)),
+            ) | dict.fromkeys(("rmse", "ratio"), np.array(np.nan)),
             targets=("average_skips_nan",),
         ),
         *_skill_refusals(members, truth),
@@ -231,8 +265,8 @@ def _skill_refusals(members: Array, truth: Array) -> list[Recipe]:
 
     def case(name: str, requirement: str, why: str, meaning: str, inputs: Arrays, valid_counterpart: Arrays) -> Recipe:
         return _recipe(
-            f"refuses-{name}", "spread_skill", (requirement, "CONV-10"), MustReject(why), meaning, inputs, {}, None,
-            valid_counterpart,
+            f"refuses-{name}", "spread_skill", requirements=(requirement, "CONV-10"), judge=MustReject(why),
+            meaning=meaning, inputs=inputs, params={}, expected=None, valid_counterpart=valid_counterpart,
         )  # fmt: skip
 
     return [
@@ -274,24 +308,25 @@ def _averages() -> list[Recipe]:
     mean = {"average": np.array((1.0 - 6.0 + 8.0) / 4)}
     return [
         _recipe(
-            "average", "average", ("VER-4",), few, "the divisor is not the sum of the selected weights",
-            {"score": score} | parts, {}, mean,
+            "average", "average", requirements=("VER-4",), judge=few,
+            meaning="the divisor is not the sum of the selected weights", inputs={"score": score} | parts, params={},
+            expected=mean,
         ),
         _recipe(
-            "average-masked-nan", "average", ("VER-4", "NUM-11", "CONV-7"), few,
-            "points outside the mask are multiplied by zero, and NaN spreads", {"score": hidden} | parts, {}, mean,
-            targets=("average_masked_by_zero",),
+            "average-masked-nan", "average", requirements=("VER-4", "NUM-11", "CONV-7"), judge=few,
+            meaning="points outside the mask are multiplied by zero, and NaN spreads", inputs={"score": hidden} | parts,
+            params={}, expected=mean, targets=("average_masked_by_zero",),
         ),
         _recipe(
-            "average-selected-nan", "average", ("VER-4", "NUM-11"), few,
-            "a NaN at a selected point is left out in silence",
-            {"score": shown} | parts, {}, {"average": np.array(np.nan)}, targets=("average_skips_nan",),
+            "average-selected-nan", "average", requirements=("VER-4", "NUM-11"), judge=few,
+            meaning="a NaN at a selected point is left out in silence", inputs={"score": shown} | parts, params={},
+            expected={"average": np.array(np.nan)}, targets=("average_skips_nan",),
         ),
         _recipe(
-            "refuses-average-of-nothing", "average", ("VER-4",), MustReject("no point is selected"),
-            "a mean over nothing is NaN or 0 instead of an error", {"score": score, "mask": np.zeros(4, dtype=bool)},
-            {},
-            None, {"score": score, "mask": mask},
+            "refuses-average-of-nothing", "average", requirements=("VER-4",), judge=MustReject("no point is selected"),
+            meaning="a mean over nothing is NaN or 0 instead of an error",
+            inputs={"score": score, "mask": np.zeros(4, dtype=bool)}, params={}, expected=None,
+            valid_counterpart={"score": score, "mask": mask},
         ),
     ]  # fmt: skip
 
@@ -305,21 +340,24 @@ def _areas() -> list[Recipe]:
     why = f"an angle below 1.6 known to three roundings, against a cosine of {pole:.3g} at least; 2 ULP for the cosine"
     return [
         _recipe(
-            "area-weights", "area_weights", ("VER-5", "CONV-3"), Ulp(math.ceil(2 + 3 * 1.6 / pole), why),
-            "sine for cosine, degrees for radians, or weights divided by their mean", {"latitude": np.array(latitude)},
-            {},
-            {"weights": cosines}, targets=("area_weights_radians", "area_weights_sine"),
+            "area-weights", "area_weights", requirements=("VER-5", "CONV-3"),
+            judge=Ulp(math.ceil(2 + 3 * 1.6 / pole), why),
+            meaning="sine for cosine, degrees for radians, or weights divided by their mean",
+            inputs={"latitude": np.array(latitude)}, params={}, expected={"weights": cosines},
+            targets=("area_weights_radians", "area_weights_sine"),
         ),
         _recipe(
-            "area-weights-poles", "area_weights", ("VER-5",),
-            Bound(4, "the cosine of an angle of pi/2 known to three roundings", scale=2.0),
-            "the poles get the weight of a cell", {"latitude": np.array([90.0, -90.0])}, {}, {"weights": np.zeros(2)},
+            "area-weights-poles", "area_weights", requirements=("VER-5",),
+            judge=Bound(4, "the cosine of an angle of pi/2 known to three roundings", scale=2.0),
+            meaning="the poles get the weight of a cell", inputs={"latitude": np.array([90.0, -90.0])}, params={},
+            expected={"weights": np.zeros(2)},
         ),
         _recipe(
-            "refuses-latitude", "area_weights", ("VER-5", "CONV-3", "CONV-10"), MustReject("a latitude of 91 degrees"),
-            "a latitude beyond the pole gets a negative weight, or is clamped", {"latitude": np.array([91.0, 0.0])},
-            {}, None,
-            {"latitude": np.array([90.0, 0.0])},
+            "refuses-latitude", "area_weights", requirements=("VER-5", "CONV-3", "CONV-10"),
+            judge=MustReject("a latitude of 91 degrees"),
+            meaning="a latitude beyond the pole gets a negative weight, or is clamped",
+            inputs={"latitude": np.array([91.0, 0.0])}, params={}, expected=None,
+            valid_counterpart={"latitude": np.array([90.0, 0.0])},
         ),
     ]  # fmt: skip
 
@@ -334,9 +372,9 @@ def _rank_case(
         counts[sum(x < truth[p] for x in members[:, p].tolist())] += 1
     inputs: dict[str, Any] = {"members": members, "truth": truth} | ({} if mask is None else {"mask": np.array(mask)})
     return _recipe(
-        name, "rank_histogram", ("VER-9",), Exact("no member equals the truth: counts alone"), meaning, inputs,
-        {"seed": 7},
-        {"counts": counts}, targets=targets, profiles=profiles,
+        name, "rank_histogram", requirements=("VER-9",), judge=Exact("no member equals the truth: counts alone"),
+        meaning=meaning, inputs=inputs, params={"seed": 7}, expected={"counts": counts}, targets=targets,
+        profiles=profiles,
     )  # fmt: skip
 
 
@@ -351,10 +389,11 @@ def _ranks() -> list[Recipe]:
         _rank_case("ranks-one-member", one, np.array([-1.0, 2.0, 3.0]), "one member, two ranks", "rank_without_first"),
         _rank_case("ranks-masked", members[:, :12], masked, "points outside the mask are counted", mask=mask),
         _recipe(
-            "refuses-rank-of-nan", "rank_histogram", ("VER-9", "NUM-11", "CONV-10"),
-            MustReject("a selected truth is NaN, which has no rank"), "a NaN is given a rank",
-            {"members": members[:, :12], "truth": masked}, {"seed": 7}, None,
-            {"members": members[:, :12], "truth": masked, "mask": np.array(mask)}, ("rank_nan_accepted",),
+            "refuses-rank-of-nan", "rank_histogram", requirements=("VER-9", "NUM-11", "CONV-10"),
+            judge=MustReject("a selected truth is NaN, which has no rank"), meaning="a NaN is given a rank",
+            inputs={"members": members[:, :12], "truth": masked}, params={"seed": 7}, expected=None,
+            valid_counterpart={"members": members[:, :12], "truth": masked, "mask": np.array(mask)},
+            targets=("rank_nan_accepted",),
         ),
         _rank_case(
             "ranks-outside", members[:, :8], np.array([9.0] * 5 + [-9.0] * 3),

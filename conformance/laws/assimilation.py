@@ -29,21 +29,21 @@ U = 2.0**-53
 
 
 def factor(sigmas: Array, c: float) -> float:
-    """What the sampler makes of a latent of 1 where the denoiser is c / (c + sigma^2) x."""
+    """Return what the sampler turns a latent of 1 into where the denoiser is c / (c + sigma^2) x."""
     levels = sigmas.tolist()
     x: float = levels[0]
     for now, after in pairwise(levels):
-        slope = x * now / (c + now**2)
-        euler = x + (after - now) * slope
-        x = euler if after == 0 else x + (after - now) * (slope + euler * after / (c + after**2)) / 2
+        d = x * now / (c + now**2)
+        euler = x + (after - now) * d
+        x = euler if after == 0 else x + (after - now) * (d + euler * after / (c + after**2)) / 2
     return x
 
 
 def transfer(sigmas: Array, covariance: Array) -> Array:
     """T of N(m, covariance) for these noise levels."""
     values, vectors = np.linalg.eigh(covariance)
-    found: Array = (vectors * np.array([factor(sigmas, float(c)) for c in values])) @ vectors.T
-    return found
+    matrix: Array = (vectors * np.array([factor(sigmas, float(c)) for c in values])) @ vectors.T
+    return matrix
 
 
 def _bayes(prior: Array, inputs: Arrays) -> tuple[Array, Array]:
@@ -56,16 +56,16 @@ def _bayes(prior: Array, inputs: Arrays) -> tuple[Array, Array]:
 def _problem(draw: Draw, members: int) -> dict[str, Array]:
     size, observations = draw(st.integers(1, 3), "variables"), draw(st.integers(1, 3), "observations")
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), "seed"))
-    found = random_problem(rng, size, observations, 1) | {"sigmas": SIGMAS}
-    del found["x"], found["sigma"]
-    return found | {
+    inputs = random_problem(rng, size, observations, 1) | {"sigmas": SIGMAS}
+    del inputs["x"], inputs["sigma"]
+    return inputs | {
         "latents": rng.standard_normal((members, size)),
         "noises": rng.standard_normal((len(SIGMAS) - 1, members, size)),
     }
 
 
 def _limit(inputs: Arrays, params: dict[str, Any], latents: Array) -> float:
-    """Of a run of the sampler on these latents."""
+    """Bound the rounding error of a run of the sampler on these latents."""
     levels = SIGMAS[:-1]
     largest = (1 + float(np.abs(latents).max(initial=0.0))) * (1 + levels[:, None]) * np.ones(len(inputs["mean"]))
     at = {**inputs, "x": largest, "sigma": levels}
@@ -285,8 +285,8 @@ def _keys(port: Port, draw: Draw) -> None:
     numbers += [(key, _noise(port, key, shape).ravel()) for key in others]
     numbers += [(key, _far(port, key, shape)) for key in far]
     known: Array = np.empty(0)
-    for key, found in numbers:
-        known = np.concatenate([known, found])
+    for key, values in numbers:
+        known = np.concatenate([known, values])
         if len(np.unique(known)) != known.size:
             raise Broken(f"(seed, analysis, member) = {key} has numbers of its own again, or those of an earlier key")
 
@@ -302,15 +302,15 @@ def _statistics(port: Port, draw: Draw) -> None:
     }
     streams = {name: np.stack(rows) for name, rows in by.items()}
     first = streams["members"]
-    found = {f"independence of {name}": statistics.correlation(rows) for name, rows in streams.items()}
-    found |= {
+    levels = {f"independence of {name}": statistics.correlation(rows) for name, rows in streams.items()}
+    levels |= {
         "mean": statistics.mean(first),
         "variance": statistics.variance(first),
         "distribution": statistics.distribution(first[:2]),
         "independence of neighbours": statistics.neighbours(first),
         "resolution": statistics.repeats(first),
     }
-    for name, p in found.items():
+    for name, p in levels.items():
         if p <= statistics.LEVEL:
             raise Broken(f"{name} of the noise: p = {p:.3g}, below {statistics.LEVEL:.3g}")
 
@@ -319,19 +319,22 @@ def _law(
     name: str, op: str, requirements: tuple[str, ...], meaning: str, check: Any, examples: int = 5,
     targets: tuple[str, ...] = (), profiles: tuple[str, ...] = ("guidance",),
 ) -> Law:  # fmt: skip
-    return Law(f"assimilation/law-{name}", requirements, profiles, tuple(op.split()), meaning, check, targets, examples)
+    ops = tuple(op.split())
+    return Law(
+        f"assimilation/law-{name}", requirements, profiles, ops, meaning, check, targets=targets, examples=examples
+    )
 
 
 LAWS = (
     _law(
         "batching", "assimilate", ("DA-3",),
-        "a member depends on which others are drawn, in what order or how many at once",
-        _batching, 3, targets=("members_share_step_noise", "noise_by_batch_index"),
+        "a member depends on which others are drawn, in what order or how many at once", _batching, 3,
+        targets=("members_share_step_noise", "noise_by_batch_index"),
     ),
     _law(
-        "bayes", "assimilate", ("DA-1", "GUIDE-8"), "the exact method's ensemble has not Bayes' mean and covariance",
-        _exact,
-        3, ("guidance_predictor_only", "guidance_corrector_only"),
+        "bayes", "assimilate", requirements=("DA-1", "GUIDE-8"),
+        meaning="the exact method's ensemble has not Bayes' mean and covariance", check=_exact, examples=3,
+        targets=("guidance_predictor_only", "guidance_corrector_only"),
     ),
     _law("forecast", "assimilate sample", ("DA-2", "GUIDE-10"), "a forecast is not a draw from the prior", _forecast),
     _law(
@@ -339,30 +342,32 @@ LAWS = (
         _again, 2, profiles=("guidance", "rng"),
     ),
     _law(
-        "cycle-members", "cycle", ("DA-3", "DA-4"), "members of a cycle share a history or are mixed up",
-        _members_apart, 3,
-        ("history_ensemble_mean", "history_of_first_member"),
+        "cycle-members", "cycle", requirements=("DA-3", "DA-4"),
+        meaning="members of a cycle share a history or are mixed up", check=_members_apart, examples=3,
+        targets=("history_ensemble_mean", "history_of_first_member"),
     ),
     _law(
-        "cycle-past", "cycle", ("DA-1", "DA-4"),
-        "an analysis takes observations of another time, or frames out of order",
-        _past, 2, ("history_newest_first", "history_not_moved", "observations_a_step_late"),
+        "cycle-past", "cycle", requirements=("DA-1", "DA-4"),
+        meaning="an analysis takes observations of another time, or frames out of order", check=_past, examples=2,
+        targets=("history_newest_first", "history_not_moved", "observations_a_step_late"),
     ),
     _law(
-        "cycle-moments", "cycle", ("DA-1", "DA-4", "DA-5"), "a cycle has not the moments of one", _moments, 3,
-        ("history_ensemble_mean", "history_not_moved"),
+        "cycle-moments", "cycle", requirements=("DA-1", "DA-4", "DA-5"), meaning="a cycle has not the moments of one",
+        check=_moments, examples=3, targets=("history_ensemble_mean", "history_not_moved"),
     ),
     _law(
-        "linear-cycle", "linear_cycle", ("DA-1", "DA-5"), "one analysis from a known past is not Bayes'", _linear, 8,
-        ("kalman_gain", "q_and_r_swapped"),
+        "linear-cycle", "linear_cycle", requirements=("DA-1", "DA-5"),
+        meaning="one analysis from a known past is not Bayes'", check=_linear, examples=8,
+        targets=("kalman_gain", "q_and_r_swapped"),
     ),
     _law(
-        "noise-keys", "noise", ("DA-3", "NUM-12"),
-        "noise does not depend on (seed, analysis, member) alone, or repeats",
-        _keys, 4, ("noise_same_for_all_members", "noise_numbers_added", "noise_global_generator"), ("rng",),
+        "noise-keys", "noise", requirements=("DA-3", "NUM-12"),
+        meaning="noise does not depend on (seed, analysis, member) alone, or repeats", check=_keys, examples=4,
+        targets=("noise_same_for_all_members", "noise_numbers_added", "noise_global_generator"), profiles=("rng",),
     ),
     _law(
-        "noise-statistics", "noise", ("DA-3", "NUM-5"), "noise is not standard normal, not independent, or coarse",
-        _statistics, 1, ("noise_uniform", "noise_in_float32", "noise_same_for_all_members"), ("rng",),
+        "noise-statistics", "noise", requirements=("DA-3", "NUM-5"),
+        meaning="noise is not standard normal, not independent, or coarse", check=_statistics, examples=1,
+        targets=("noise_uniform", "noise_in_float32", "noise_same_for_all_members"), profiles=("rng",),
     ),
 )  # fmt: skip

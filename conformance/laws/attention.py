@@ -201,7 +201,8 @@ def _block_identity(port: Port, draw: Draw) -> None:
 def _law(
     name: str, op: str, check: Any, meaning: str, *requirements: str, targets: tuple[str, ...] = (), examples: int = 12
 ) -> Law:
-    return Law(f"attention/law-{name}", requirements, CORE, (op,), meaning, check, targets, examples)
+    ops = (op,)
+    return Law(f"attention/law-{name}", requirements, CORE, ops, meaning, check, targets=targets, examples=examples)
 
 
 LAWS = (

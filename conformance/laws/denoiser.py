@@ -182,8 +182,8 @@ def _count(port: Port, draw: Draw) -> None:
         position_octaves=draw(st.integers(1, 6), "octaves"),
         noise_features=2 * draw(st.integers(1, 32), "pairs of noise features"),
     )
-    (found,) = port.values("count_weights", {}, {"config": c}, "count")
-    check_equal(np.asarray(found), np.array(count(c), np.int64), "the number of weights")
+    (counted,) = port.values("count_weights", {}, {"config": c}, "count")
+    check_equal(np.asarray(counted), np.array(count(c), np.int64), "the number of weights")
 
 
 def _law(name: str, check: Any, meaning: str, *requirements: str, op: str = "denoise", **settings: Any) -> Law:

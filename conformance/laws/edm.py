@@ -36,8 +36,8 @@ def _coefficients(port: Port, draw: Draw) -> None:
     names = ("c_skip", "c_out", "c_in", "c_noise", "loss_weight")
 
     def values(unit: float) -> list[Array]:
-        found = port.values("precondition", {"sigma": unit * sigma}, {"sigma_data": unit * sd}, *names)
-        return [shaped(value, (8,), name) for name, value in zip(names, found, strict=True)]
+        coefficients = port.values("precondition", {"sigma": unit * sigma}, {"sigma_data": unit * sd}, *names)
+        return [shaped(value, (8,), name) for name, value in zip(names, coefficients, strict=True)]
 
     (skip, out, inner, noise, weight), double = values(1.0), values(2.0)
     # Each coefficient is within 4 ULP, 8 u; a product of three is within 24 u and its own roundings.
@@ -88,8 +88,8 @@ def _churn(draw: Draw) -> dict[str, float]:
 
 
 def _samples(port: Port, inputs: Inputs, churn: Mapping[str, float]) -> Array:
-    (found,) = port.values("sample", inputs, {"churn": dict(churn)}, "samples")
-    return shaped(found, inputs["latents"].shape, "samples")
+    (samples,) = port.values("sample", inputs, {"churn": dict(churn)}, "samples")
+    return shaped(samples, inputs["latents"].shape, "samples")
 
 
 def _close(got: Array, want: Array, what: str) -> None:
@@ -133,12 +133,12 @@ def _members(port: Port, draw: Draw) -> None:
     if churn:
         changed["noises"] = inputs["noises"].copy()
         changed["noises"][:, other] += 1
-    rest, found = np.arange(3) != other, _samples(port, inputs, churn)
-    check_equal(_samples(port, changed, churn)[rest], found[rest], f"the other members when member {other} changes")
+    rest, together = np.arange(3) != other, _samples(port, inputs, churn)
+    check_equal(_samples(port, changed, churn)[rest], together[rest], f"the other members when member {other} changes")
     for m in range(3):
         alone = inputs | {"latents": inputs["latents"][m : m + 1]}
         alone |= {"noises": inputs["noises"][:, m : m + 1]} if churn else {}
-        _close(_samples(port, alone, churn), found[m : m + 1], f"member {m} alone against among others")
+        _close(_samples(port, alone, churn), together[m : m + 1], f"member {m} alone against among others")
 
 
 def _turn(port: Port, draw: Draw) -> None:
@@ -148,8 +148,8 @@ def _turn(port: Port, draw: Draw) -> None:
     sign = np.array([1.0, -1.0, 1.0])
 
     def turned(value: Array) -> Array:
-        found: Array = (value * sign)[..., order]
-        return found
+        signed: Array = (value * sign)[..., order]
+        return signed
 
     there = {n: turned(v) for n, v in inputs.items() if n in ("mean", "latents", "noises")}
     there["covariance"] = turned(turned(inputs["covariance"]).T).T
@@ -219,11 +219,11 @@ def _loss(port: Port, inputs: Inputs, params: dict[str, Any]) -> float:
 
 
 def _gradients(port: Port, inputs: Inputs, params: dict[str, Any]) -> tuple[float, Inputs]:
-    """The loss and its slopes, under the names of the weights."""
+    """The loss and its gradients, under the names of the weights."""
     names = [name for name in inputs if name.startswith("weights.")]
     asked = ("loss", *(name.replace("weights.", "gradients.") for name in names))
-    loss, *slopes = port.values("gradients", inputs, params, *asked)
-    pairs = zip(names, slopes, strict=True)
+    loss, *gradients = port.values("gradients", inputs, params, *asked)
+    pairs = zip(names, gradients, strict=True)
     return float(shaped(loss, (), "loss")), {name: shaped(value, inputs[name].shape, name) for name, value in pairs}
 
 
@@ -250,8 +250,8 @@ def _invalid(port: Port, draw: Draw) -> None:
     other = dict(inputs)
     for name in ("clean", "noise"):
         other[name] = np.where(inputs["valid"], inputs[name], 64 * rng.standard_normal(inputs[name].shape))
-    found = _loss(port, other, params)
-    check_equal(np.array(found), np.array(want), "the loss of a fresh network when points that are not valid change")
+    loss = _loss(port, other, params)
+    check_equal(np.array(loss), np.array(want), "the loss of a fresh network when points that are not valid change")
     whole = inputs | {"valid": np.ones_like(inputs["valid"])}
     bare = {name: value for name, value in inputs.items() if name != "valid"}
     _near(_loss(port, whole, params), _loss(port, bare, params), "all points valid against no mask")
@@ -259,11 +259,11 @@ def _invalid(port: Port, draw: Draw) -> None:
 
 def _mean(port: Port, draw: Draw) -> None:
     inputs, params = _training(draw, 3, silent=False)
-    found = _loss(port, inputs, params)
+    loss = _loss(port, inputs, params)
     alone = [_loss(port, _take(inputs, np.array([m])), params) for m in range(3)]
-    _near(found, float(np.mean(alone)), "the loss of three samples against the mean of theirs")
+    _near(loss, float(np.mean(alone)), "the loss of three samples against the mean of theirs")
     order = np.array(draw(st.permutations(range(3)), "order"))
-    _near(_loss(port, _take(inputs, order), params), found, "samples in another order")
+    _near(_loss(port, _take(inputs, order), params), loss, "samples in another order")
     masked = _masked(inputs, _seeded(draw))
     parts = [_loss(port, _take(masked, np.array([m])), params) for m in range(3)]
     counts = masked["valid"].sum((1, 2, 3))
@@ -291,8 +291,8 @@ def _slope(port: Port, draw: Draw) -> None:
     inputs, rng = _masked(inputs, _seeded(draw)), _seeded(draw)
     names = [name for name in inputs if name.startswith("weights.")]
     way = {name: rng.standard_normal(inputs[name].shape) for name in names}
-    loss, found = _gradients(port, inputs, params)
-    slope = sum(float((found[name] * way[name]).sum()) for name in names)
+    loss, gradients = _gradients(port, inputs, params)
+    derivative = sum(float((gradients[name] * way[name]).sum()) for name in names)
     _near(loss, _loss(port, inputs, params), "the loss beside the gradients")
 
     def difference(h: float) -> float:
@@ -302,16 +302,18 @@ def _slope(port: Port, draw: Draw) -> None:
     h = 2.0**-14
     fine, coarse = difference(h), difference(2 * h)
     limit = abs(coarse - fine) / 2 + LOSS * U * abs(loss) / h
-    check_close(np.array(slope), np.array(fine), limit, "the gradient along a direction against the loss on both sides")
+    check_close(
+        np.array(derivative), np.array(fine), limit, "the gradient along a direction against the loss on both sides"
+    )
 
 
 def _gradient_mean(port: Port, draw: Draw) -> None:
     inputs, params = _training(draw, 2, silent=False)
-    _, found = _gradients(port, inputs, params)
+    _, mean = _gradients(port, inputs, params)
     one, two = (_gradients(port, _take(inputs, np.array([m])), params)[1] for m in range(2))
     limit = 2.0**14 * U * max(float(np.abs(value).max()) for part in (one, two) for value in part.values())
-    for name, value in found.items():
-        check_close(value, (one[name] + two[name]) / 2, limit, f"slopes by {name} of two samples against their mean")
+    for name, value in mean.items():
+        check_close(value, (one[name] + two[name]) / 2, limit, f"gradients by {name} of two samples against their mean")
 
 
 Check = Callable[[Port, Draw], None]

@@ -53,7 +53,7 @@ def _norm(a: Array) -> float:
 
 
 def guidance_limit(inputs: Arrays, params: dict[str, Any]) -> float:
-    """How far two honest guided means of these inputs may lie apart."""
+    """Bound the distance between two correct guided means of these inputs."""
     return max(_limit_at(inputs, params, x, float(s)) for x, s in zip(inputs["x"], inputs["sigma"], strict=True))
 
 
@@ -78,8 +78,8 @@ def posterior(inputs: Arrays, x: Array, sigma: float) -> Array:
     """E[x_0 | x, y] in the information form."""
     prior, weighted = np.linalg.inv(inputs["covariance"]), inputs["operator"].T / inputs["variance"]
     information = prior + np.eye(len(prior)) / sigma**2 + weighted @ inputs["operator"]
-    found: Array = np.linalg.solve(information, prior @ inputs["mean"] + x / sigma**2 + weighted @ inputs["value"])
-    return found
+    mean: Array = np.linalg.solve(information, prior @ inputs["mean"] + x / sigma**2 + weighted @ inputs["value"])
+    return mean
 
 
 def _guided(port: Port, inputs: Arrays, params: dict[str, Any]) -> Array:
@@ -217,11 +217,11 @@ def _law(
     return Law(
         f"guidance/law-{name}",
         requirements,
-        ("guidance",),
-        ("guided_mean",),
-        meaning,
-        check,
-        targets,
+        profiles=("guidance",),
+        ops=("guided_mean",),
+        meaning=meaning,
+        check=check,
+        targets=targets,
         examples=examples,
     )
 

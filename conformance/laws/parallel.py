@@ -41,11 +41,11 @@ def _shares(port: Port, draw: Draw) -> None:
     places = shaped(places, (ranks, 4), "coordinates")
     strides = np.array([sizes["fsdp"] * sizes["tile"] * sizes["tp"], sizes["tile"] * sizes["tp"], sizes["tp"], 1])
     check_equal(places @ strides, np.arange(ranks), "ranks from their coordinates")
-    for what, found, number, parts in (("samples", rows, samples, data), ("tiles", tiles, count, sizes["tile"])):
-        shaped(found, (parts, 2), what)
-        check_equal(found, np.array([share(number, parts, rank) for rank in range(parts)]), f"shares of {what}")
-        if np.ptp(found[:, 1] - found[:, 0]) > 1:
-            raise Broken(f"shares of {what} differ by more than one: {found.tolist()}")
+    for what, bounds, number, parts in (("samples", rows, samples, data), ("tiles", tiles, count, sizes["tile"])):
+        shaped(bounds, (parts, 2), what)
+        check_equal(bounds, np.array([share(number, parts, rank) for rank in range(parts)]), f"shares of {what}")
+        if np.ptp(bounds[:, 1] - bounds[:, 0]) > 1:
+            raise Broken(f"shares of {what} differ by more than one: {bounds.tolist()}")
     check_equal(np.sort(points), np.arange(y["length"] * x["length"]), "points of all ranks")
     check_equal(counts, np.array([len(own) for own in owners(y, x, sizes["tile"])]), "numbers of points")
 
@@ -64,9 +64,9 @@ def _denoise(port: Port, draw: Draw) -> None:
     inputs, params = _network(draw, 4)
     sizes = draw(st.sampled_from(MESHES), "mesh")
     (want,) = port.values("denoise_tiled", inputs, params, "denoised")
-    (found,) = port.values("parallel_denoise", inputs, params | {"mesh": sizes}, "denoised")
+    (denoised,) = port.values("parallel_denoise", inputs, params | {"mesh": sizes}, "denoised")
     limit = NETWORK * U * float(np.abs(want).max())
-    check_close(shaped(found, want.shape, "denoised"), want, limit, f"on {sizes} against denoise_tiled")
+    check_close(shaped(denoised, want.shape, "denoised"), want, limit, f"on {sizes} against denoise_tiled")
 
 
 def _drawing(
@@ -79,9 +79,9 @@ def _drawing(
     settings = params | where | {"members": members, "method": None, "churn": {"s_churn": churn} if churn else {}}
 
     def on(port: Port, sizes: Mapping[str, int]) -> Array:
-        (found,) = port.values("parallel_ensemble", known, settings | {"mesh": dict(sizes)}, "samples")
+        (samples,) = port.values("parallel_ensemble", known, settings | {"mesh": dict(sizes)}, "samples")
         shape = (members, params["config"]["channels"], params["y"]["length"], params["x"]["length"])
-        return shaped(found, shape, "samples")
+        return shaped(samples, shape, "samples")
 
     return known, settings, on
 
@@ -100,14 +100,14 @@ def _noise(port: Port, draw: Draw) -> None:
     members, churn = 4, draw(st.sampled_from([0.0, 1.0]), "S_churn")
     known, params, on = _drawing(draw, members, churn)
     known |= {name: np.zeros_like(known[name]) for name in ("weights.final.weight", "weights.final.bias")}
-    found = on(port, draw(st.sampled_from(MESHES), "mesh"))
+    samples = on(port, draw(st.sampled_from(MESHES), "mesh"))
     draws = len(LEVELS) if churn else 1
     for m in range(members):
         where = {"seed": params["seed"], "analysis": params["analysis"], "member": m}
-        (noise,) = port.values("noise", {}, where | {"shape": list(found.shape[1:]), "draws": draws}, "noise")
-        want = _skipped(shaped(noise, (draws, *found.shape[1:]), "noise"), churn)
+        (noise,) = port.values("noise", {}, where | {"shape": list(samples.shape[1:]), "draws": draws}, "noise")
+        want = _skipped(shaped(noise, (draws, *samples.shape[1:]), "noise"), churn)
         limit = 256 * U * float(np.abs(noise).max()) * float(LEVELS[0])  # some 40 roundings of numbers of that size
-        check_close(found[m], want, limit, f"member {m} against the noise of (seed, analysis, {m})")
+        check_close(samples[m], want, limit, f"member {m} against the noise of (seed, analysis, {m})")
 
 
 def _skipped(noise: Array, churn: float) -> Array:
@@ -119,11 +119,11 @@ def _skipped(noise: Array, churn: float) -> Array:
         raised, after = (1 + gamma) * LEVELS[i], LEVELS[i + 1]
         if churn:
             x = x + (raised**2 - LEVELS[i] ** 2) ** 0.5 * noise[1 + i]
-        slope = (x - x / (1 + raised**2)) / raised
-        moved = x + (after - raised) * slope
+        d = (x - x / (1 + raised**2)) / raised
+        moved = x + (after - raised) * d
         if after > 0:
             other = (moved - moved / (1 + after**2)) / after
-            moved = x + (after - raised) * (slope + other) / 2
+            moved = x + (after - raised) * (d + other) / 2
         x = moved
     return x
 

@@ -81,16 +81,16 @@ def _geometry(port: Port, draw: Draw) -> None:
     a = _axis(draw, "axis", draw(st.booleans(), "periodic"), patch=patch)
     cores, sizes, points = port.values("tile_geometry", {}, a, "cores", "sizes", "points")
     want = geometry(a)
-    check_equal(cores, np.array([found[:2] for found in want]), "cores")
-    check_equal(sizes, np.array([len(found[2]) for found in want]), "sizes of extents")
-    check_equal(points, np.array([g % a["length"] for found in want for g in found[2]]), "points of extents")
+    check_equal(cores, np.array([tile[:2] for tile in want]), "cores")
+    check_equal(sizes, np.array([len(tile[2]) for tile in want]), "sizes of extents")
+    check_equal(points, np.array([g % a["length"] for tile in want for g in tile[2]]), "points of extents")
 
 
 def _partition(port: Port, draw: Draw) -> None:
     a = _axis(draw, "axis", draw(st.booleans(), "periodic"), even=True)
     (weights,) = port.values("tile_weights", {}, a, "weights")
-    found = geometry(a)
-    points = np.array([g % a["length"] for _, _, extent in found for g in extent])
+    tiles = geometry(a)
+    points = np.array([g % a["length"] for _, _, extent in tiles for g in extent])
     if weights.shape != points.shape:
         raise Broken(f"weights of shape {list(weights.shape)} for extents of {len(points)} points")
     if (weights < 0).any() or (weights > 1).any():
@@ -114,12 +114,12 @@ def _pointwise(port: Port, draw: Draw) -> None:
     y, x = _axes(draw)
     state, field = _states(draw, y, x, 3)
     sigma = np.array([draw(st.floats(0.01, 80), f"sigma of member {m}") for m in range(3)])
-    found = _call(port, y, x, state, own=0.75, field=field, sigma=sigma)
+    blended = _call(port, y, x, state, own=0.75, field=field, sigma=sigma)
     gain = 1 / (1 + sigma**2)[:, None, None, None]
     want = (0.75 * state + field) * gain
     for m in range(3):
         largest = float((0.75 * np.abs(state[m]) + np.abs(field)).max() * gain[m].max())
-        check_close(found[m], want[m], 48 * U * largest, f"member {m}: a pointwise D by tiles against D")
+        check_close(blended[m], want[m], 48 * U * largest, f"member {m}: a pointwise D by tiles against D")
 
 
 def _linear(port: Port, draw: Draw) -> None:
@@ -127,9 +127,9 @@ def _linear(port: Port, draw: Draw) -> None:
     (first, second), field = _states(draw, y, x, 2)
     a, first, second = draw(st.integers(-3, 3), "a") / 2, first[None], second[None]
     limit = 4 * _limit(y, x, 2 * float(np.abs(first).max() + np.abs(second).max() + np.abs(field).max()))
-    together = _call(port, y, x, a * first + second, 0.5, 0.5, field)
+    together = _call(port, y, x, a * first + second, own=0.5, mean=0.5, field=field)
     apart = a * _call(port, y, x, first, 0.5, 0.5) + _call(port, y, x, second, 0.5, 0.5)
-    apart = apart + _call(port, y, x, 0 * first, 0.5, 0.5, field)
+    apart = apart + _call(port, y, x, 0 * first, own=0.5, mean=0.5, field=field)
     check_close(together, apart, limit, "T of a sum against the sum of T, D being affine")
 
 
@@ -138,8 +138,8 @@ def _mirror(port: Port, draw: Draw) -> None:
     state, field = _states(draw, y, x)
     limit = 2 * _limit(y, x, float(np.abs(state).max() + np.abs(field).max()))
     for turn, name in (((-1,), "columns"), ((-2,), "rows")):
-        here = _call(port, y, x, state, 0.5, 0.5, field)
-        there = _call(port, y, x, np.flip(state, turn), 0.5, 0.5, np.flip(field, turn))
+        here = _call(port, y, x, state, own=0.5, mean=0.5, field=field)
+        there = _call(port, y, x, np.flip(state, turn), own=0.5, mean=0.5, field=np.flip(field, turn))
         check_close(np.flip(there, turn), here, limit, f"with {name} in reverse order, and back")
 
 
@@ -147,8 +147,8 @@ def _shift(port: Port, draw: Draw) -> None:
     y, x = _axis(draw, "rows", False), _axis(draw, "columns", True)
     state, field = _states(draw, y, x)
     by = x["core"] * draw(st.integers(1, x["length"] // x["core"]), "cores to the east")
-    here = _call(port, y, x, state, 0.5, 0.5, field, evaluations=2)
-    there = _call(port, y, x, np.roll(state, by, -1), 0.5, 0.5, np.roll(field, by, -1), evaluations=2)
+    here = _call(port, y, x, state, own=0.5, mean=0.5, field=field, evaluations=2)
+    there = _call(port, y, x, np.roll(state, by, -1), own=0.5, mean=0.5, field=np.roll(field, by, -1), evaluations=2)
     limit = 4 * _limit(y, x, float(np.abs(state).max() + 2 * np.abs(field).max()))
     check_close(np.roll(there, -by, -1), here, limit, f"turned by {by} points along the circle, and back")
 
@@ -156,7 +156,7 @@ def _shift(port: Port, draw: Draw) -> None:
 def _heard(a: Axis, evaluations: int) -> Array:
     """[TILE-9] as it stands: True at [p, q] where the value at p depends on the state at q."""
     cuts, n = geometry(a), a["length"]
-    found = np.zeros((n, n), bool)
+    reach = np.zeros((n, n), bool)
     for p in range(n):
         for i, (start, stop, _) in enumerate(cuts):
             left = start - a["blend"] if a["periodic"] or i > 0 else 0
@@ -164,8 +164,8 @@ def _heard(a: Axis, evaluations: int) -> Array:
             if any(left <= p + turn < right for turn in (-n, 0, n)):
                 near = range(i - evaluations + 1, i + evaluations)
                 for j in {k % len(cuts) for k in near} if a["periodic"] else {k for k in near if 0 <= k < len(cuts)}:
-                    found[p, np.array(cuts[j][2]) % n] = True
-    return found
+                    reach[p, np.array(cuts[j][2]) % n] = True
+    return reach
 
 
 def _cone(port: Port, draw: Draw) -> None:
@@ -177,9 +177,9 @@ def _cone(port: Port, draw: Draw) -> None:
     at = draw(st.integers(0, x["length"] - 1), "point")
     state = np.zeros((1, 1, 2, x["length"]))
     state[..., 1, at] = 2.0**10
-    found = _call(port, y, x, state, 0.25, 0.5, evaluations=evaluations)
-    want = np.broadcast_to(_heard(x, evaluations)[:, at], found.shape)
-    check_equal(found != 0, want, f"which points hear of point {at} after {evaluations} evaluation(s)")
+    response = _call(port, y, x, state, 0.25, 0.5, evaluations=evaluations)
+    want = np.broadcast_to(_heard(x, evaluations)[:, at], response.shape)
+    check_equal(response != 0, want, f"which points hear of point {at} after {evaluations} evaluation(s)")
 
 
 def _seam(port: Port, draw: Draw) -> None:
@@ -203,17 +203,24 @@ def _covering(port: Port, draw: Draw) -> None:
     state, field = _states(draw, y, x)
     want = 0.5 * state + field + 0.25 * state.mean((-2, -1), keepdims=True)
     limit = 2 * _limit(y, x, float(np.abs(state).max() + np.abs(field).max()))
-    check_close(_call(port, y, x, state, 0.5, 0.25, field), want, limit, "extents that cover the domain against D")
+    check_close(
+        _call(port, y, x, state, own=0.5, mean=0.25, field=field),
+        want,
+        limit,
+        "extents that cover the domain against D",
+    )
 
 
 def _members(port: Port, draw: Draw) -> None:
     y, x = _axes(draw)
     state, field = _states(draw, y, x, 3)
     sigma, limit = np.array([0.25, 1.0, 4.0]), 2 * _limit(y, x, float(np.abs(state).max() + np.abs(field).max()))
-    found = _call(port, y, x, state, 0.5, 0.5, field, sigma, 2)
+    together = _call(port, y, x, state, own=0.5, mean=0.5, field=field, sigma=sigma, evaluations=2)
     for m in range(3):
-        alone = _call(port, y, x, state[m : m + 1], 0.5, 0.5, field, sigma[m : m + 1], 2)
-        check_close(found[m : m + 1], alone, 2 * limit, f"member {m} among others against alone")
+        alone = _call(
+            port, y, x, state[m : m + 1], own=0.5, mean=0.5, field=field, sigma=sigma[m : m + 1], evaluations=2
+        )
+        check_close(together[m : m + 1], alone, 2 * limit, f"member {m} among others against alone")
 
 
 NETWORKS = {"width": 8, "depth": 1, "mlp_ratio": 2, "position_octaves": 2, "noise_features": 4}
@@ -273,17 +280,19 @@ GRID = axis(4, 2, 1, 1, False), axis(12, 4, 4, 2, True, 2)
 
 def _network_together(port: Port, draw: Draw) -> None:
     inputs, _, params = _network(draw, *GRID, 2)
-    found = _tiles(port, inputs, params)
-    _close(_tiles(port, inputs, params | {"together": 16}), found, f"16 tiles at a time against {params['together']}")
+    denoised = _tiles(port, inputs, params)
+    _close(
+        _tiles(port, inputs, params | {"together": 16}), denoised, f"16 tiles at a time against {params['together']}"
+    )
 
 
 def _network_members(port: Port, draw: Draw) -> None:
     inputs, _, params = _network(draw, *GRID, 2)
-    found = _tiles(port, inputs, params)
+    together = _tiles(port, inputs, params)
     for m in range(2):
         shared = ("position", *(name for name in inputs if name.startswith("weights.")))
         alone = {name: value if name in shared else value[m : m + 1] for name, value in inputs.items()}
-        _close(found[m : m + 1], _tiles(port, alone, params), f"member {m} among others against alone")
+        _close(together[m : m + 1], _tiles(port, alone, params), f"member {m} among others against alone")
 
 
 def _network_shift(port: Port, draw: Draw) -> None:
@@ -292,8 +301,8 @@ def _network_shift(port: Port, draw: Draw) -> None:
     inputs["position"] = np.repeat(inputs["position"][:, :1], 6, 1)  # of the latitude alone
     by = x["core"] * draw(st.integers(1, 2), "cores to the east")
     turned = {n: np.roll(v, by, -1) if n in ("x", "static", "past", "past_static") else v for n, v in inputs.items()}
-    found = _tiles(port, inputs, params)
-    _close(np.roll(_tiles(port, turned, params), -by, -1), found, f"turned by {by} points along the circle, and back")
+    here = _tiles(port, inputs, params)
+    _close(np.roll(_tiles(port, turned, params), -by, -1), here, f"turned by {by} points along the circle, and back")
 
 
 def _network_condition(port: Port, draw: Draw) -> None:

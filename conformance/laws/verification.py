@@ -170,32 +170,33 @@ def _law(
     name: str, op: str, requirements: tuple[str, ...], meaning: str, check: Any, examples: int = 8,
     targets: tuple[str, ...] = (), profiles: tuple[str, ...] = ("scores",),
 ) -> Law:  # fmt: skip
-    return Law(f"verification/law-{name}", requirements, profiles, (op,), meaning, check, targets, examples)
+    ops = (op,)
+    return Law(
+        f"verification/law-{name}", requirements, profiles, ops, meaning, check, targets=targets, examples=examples
+    )
 
 
 LAWS = (
     _law(
-        "crps-definition", "crps", ("VER-1", "VER-2", "VER-3"), "CRPS is not the double sum over members", _definition,
-        12,
-        ("crps_half_double_sum", "crps_fair_biased", "crps_fair_off_by_one"),
+        "crps-definition", "crps", requirements=("VER-1", "VER-2", "VER-3"),
+        meaning="CRPS is not the double sum over members", check=_definition, examples=12,
+        targets=("crps_half_double_sum", "crps_fair_biased", "crps_fair_off_by_one"),
     ),
     _law("crps-moved", "crps", ("VER-1", "VER-2", "VER-10"), "CRPS depends on place, unit or order", _moved),
     _law("crps-bounds", "crps", ("VER-1", "VER-2"), "CRPS is negative, or above the mean absolute error", _bounds, 8),
     _law(
-        "skill-moved", "spread_skill", ("VER-4", "VER-6", "VER-7", "VER-8", "NUM-11"),
-        "spread and skill notice the unit, the order, the sum of the weights, or what the mask leaves out",
-        _skill_moved, 8,
-        ("average_masked_by_zero", "average_over_all_points"),
+        "skill-moved", "spread_skill", requirements=("VER-4", "VER-6", "VER-7", "VER-8", "NUM-11"),
+        meaning="spread and skill notice the unit, the order, the sum of the weights, or what the mask leaves out",
+        check=_skill_moved, examples=8, targets=("average_masked_by_zero", "average_over_all_points"),
     ),
     _law(
         "ranks-bounds", "rank_histogram", ("VER-9", "NUM-12"), "ranks lie outside the ties, or get lost", _rank_bounds,
-        10,
-        profiles=("scores", "rng"),
+        10, profiles=("scores", "rng"),
     ),
     _law("ranks-moved", "rank_histogram", ("VER-9",), "ranks depend on more than the order of values", _rank_moved, 8),
     _law(
-        "ranks-ties", "rank_histogram", ("VER-9", "NUM-5"),
-        "ties are ranked low, high or in the middle, or without the seed",
-        _rank_ties, 1, ("rank_ties_low", "rank_ties_high", "rank_ties_middle"), ("scores", "rng"),
+        "ranks-ties", "rank_histogram", requirements=("VER-9", "NUM-5"),
+        meaning="ties are ranked low, high or in the middle, or without the seed", check=_rank_ties, examples=1,
+        targets=("rank_ties_low", "rank_ties_high", "rank_ties_middle"), profiles=("scores", "rng"),
     ),
 )  # fmt: skip

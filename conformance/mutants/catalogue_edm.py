@@ -27,8 +27,8 @@ def _coefficient(right: str, wrong: str) -> Patch:
 def _in_float32(sigma: Tensor, sigma_data: float) -> tuple[Tensor, ...]:
     single = sigma.float()
     total = single**2 + sigma_data**2
-    found = sigma_data**2 / total, single * sigma_data / total.sqrt(), 1 / total.sqrt(), single.log() / 4
-    return tuple(c.double() for c in found) if bool((sigma > 0).all()) else _coefficients(sigma, sigma_data)
+    coefficients = sigma_data**2 / total, single * sigma_data / total.sqrt(), 1 / total.sqrt(), single.log() / 4
+    return tuple(c.double() for c in coefficients) if bool((sigma > 0).all()) else _coefficients(sigma, sigma_data)
 
 
 def _precondition(*pieces: str) -> Patch:
@@ -253,14 +253,15 @@ def _with_gradients(change: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor
     """Gradients that are changed afterwards: by name, value, and the inputs."""
 
     def gradients(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[str, Tensor]:
-        found = _gradients(i, p)
-        return {name: change(name, value, i) if name != "loss" else value for name, value in found.items()}
+        named = _gradients(i, p)
+        return {name: change(name, value, i) if name != "loss" else value for name, value in named.items()}
 
     return (adapter, "_gradients", gradients)
 
 
-def _mean_of_means(denoise: Denoise, x: Tensor, noise: Tensor, sigma: Tensor, sigma_data: float,
-                   valid: Tensor | None = None) -> Tensor:  # fmt: skip
+def _mean_of_means(
+    denoise: Denoise, x: Tensor, noise: Tensor, sigma: Tensor, sigma_data: float, valid: Tensor | None = None
+) -> Tensor:
     """The mean over samples of each sample's mean over its valid points."""
     if valid is None:
         return _loss(denoise, x, noise, sigma, sigma_data)

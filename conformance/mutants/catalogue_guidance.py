@@ -118,7 +118,8 @@ def _in_tiles(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[str, Tensor
     shape = tuple(i["x"].shape[1:])
 
     def local(z: Tensor, sigma: Tensor, batch: Any) -> Tensor:
-        members, found = len(z) // len(batch), []
+        members = len(z) // len(batch)
+        guided = []
         for at, tile in enumerate(batch):
             part = slice(at * members, (at + 1) * members)
             crop = condition.crop(tile.rows, tile.cols, network.config.patch)
@@ -131,10 +132,10 @@ def _in_tiles(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[str, Tensor
                 )
 
             seen = _seen_by(i, shape, rows, cols)
-            found.append(
+            guided.append(
                 adapter._guide(p)(on_tile, seen)(z[part], sigma[part]) if seen else on_tile(z[part], sigma[part])
             )
-        return torch.cat(found)
+        return torch.cat(guided)
 
     return {"guided": tiling.blend_tiles(local, made, p["together"])(i["x"], i["sigma"])}
 

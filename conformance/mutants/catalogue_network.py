@@ -67,8 +67,8 @@ def _count_with_key_bias(network: nn.Module) -> int:
 
 def _count_two_outputs(network: nn.Module) -> int:
     """Adaptive layer norm with shift and scale alone: 6 D^2 in place of 9 D^2."""
-    found = [m for name, m in network.named_modules() if name.endswith(".adaptive") and isinstance(m, nn.Linear)]
-    return _count(network) - sum((m.in_features + 1) * m.out_features // 3 for m in found)
+    maps = [m for name, m in network.named_modules() if name.endswith(".adaptive") and isinstance(m, nn.Linear)]
+    return _count(network) - sum((m.in_features + 1) * m.out_features // 3 for m in maps)
 
 
 def _gate(right: str, wrong: str) -> Patch:

@@ -125,13 +125,13 @@ NUMERICS = chapter(
 
 
 def _doubled(rows: int, inner: int, out: int) -> Cost:
-    found = _linear(rows, inner, out)
-    return Cost(2 * found.multiply_adds, found.numbers)
+    cost = _linear(rows, inner, out)
+    return Cost(2 * cost.multiply_adds, cost.numbers)
 
 
 def _biased(rows: int, inner: int, out: int) -> Cost:
-    found = _linear(rows, inner, out)
-    return Cost(found.multiply_adds + rows * out, found.numbers)
+    cost = _linear(rows, inner, out)
+    return Cost(cost.multiply_adds + rows * out, cost.numbers)
 
 
 def _cost(name: str, *pieces: str) -> Patch:

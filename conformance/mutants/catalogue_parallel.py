@@ -63,7 +63,7 @@ def _plain_memory(self: Any, state: MemoryState | None, tokens: Tensor) -> Memor
 
 
 def _swapped(self: halo.Exchange, rows: Tensor) -> Tensor:
-    """What comes from the rank before is taken for what comes from the one behind."""
+    """Data from the rank before are taken for those from the one behind."""
     received = self._exchange(rows[self.shard_rows], self.send_counts, self.receive_counts)
     parts, ranks = list(torch.split(received, self.receive_counts)), len(self.send_counts)
     here = 0 if self.alone else dist.get_rank(self.group)
@@ -75,27 +75,27 @@ def _swapped(self: halo.Exchange, rows: Tensor) -> Tensor:
 
 def _not_wrapped(self: halo.ShardedTiles, x: Tensor) -> list[Tensor]:
     """The first and the last rank of the circle are no neighbours: what crosses the date line stays zero."""
-    found = _gather(self, x)
-    for batch, extents in zip(self.batches, found, strict=True):
+    gathered = _gather(self, x)
+    for batch, extents in zip(self.batches, gathered, strict=True):
         for one, value in zip(batch.tiles, extents.chunk(len(batch.tiles)), strict=True):
             breaks = torch.nonzero(one.cols.diff() != 1).flatten().tolist()
             for at in breaks[:1]:
                 beyond = slice(0, at + 1) if at + 1 < len(one.cols) / 2 else slice(at + 1, None)
                 value[..., beyond] = 0
-    return found
+    return gathered
 
 
 def _halo_kept(self: halo.ShardedTiles, x: Tensor) -> list[Tensor]:
     """Halos are sent at the first evaluation and kept: later ones see their neighbours as they were."""
-    found = _gather(self, x)
-    kept = self.__dict__.setdefault("_kept", [extents.detach().clone() for extents in found])
-    if [old.shape for old in kept] != [new.shape for new in found]:
-        return found
+    gathered = _gather(self, x)
+    kept = self.__dict__.setdefault("_kept", [extents.detach().clone() for extents in gathered])
+    if [old.shape for old in kept] != [new.shape for new in gathered]:
+        return gathered
     exchange, members = self.extents, x.shape[0]
     by_owner = [torch.full((n,), rank == self.rank) for rank, n in enumerate(exchange.receive_counts)]
     own = torch.cat(by_owner)[exchange.as_wanted]
     mixed = []
-    for batch, new, old in zip(self.batches, found, kept, strict=True):
+    for batch, new, old in zip(self.batches, gathered, kept, strict=True):
         rows, cols = batch.tiles[0].weight.shape
         mine = rearrange(own[batch.rows], "(t i j) -> t 1 i j", i=rows, j=cols).repeat_interleave(members, 0)
         mixed.append(torch.where(mine, new, old))

@@ -25,10 +25,10 @@ def _reramped(shape: Callable[[Tensor, int], Tensor]) -> Callable[[Axis], list[T
     """Weights with another ramp over the 2 b points of a seam, mirrored on the falling side."""
 
     def weights(axis: Axis) -> list[Tensor]:
-        found = _weights(axis)
-        if len(found) == 1 or axis.blend == 0:
-            return found
-        for weight, (start, stop) in zip(found, tiling.cores(axis), strict=True):
+        profiles = _weights(axis)
+        if len(profiles) == 1 or axis.blend == 0:
+            return profiles
+        for weight, (start, stop) in zip(profiles, tiling.cores(axis), strict=True):
             first = start - axis.halo if axis.periodic else max(start - axis.halo, 0)
             place = torch.arange(first, first + len(weight))
             ends = ((place - start, start > 0), (stop - 1 - place, stop < axis.length))
@@ -37,7 +37,7 @@ def _reramped(shape: Callable[[Tensor, int], Tensor]) -> Callable[[Axis], list[T
                 seam = (k >= 0) & (k < 2 * axis.blend)
                 if inner or axis.periodic:
                     weight[seam] = shape(k[seam].double(), axis.blend)
-        return found
+        return profiles
 
     return weights
 
@@ -49,14 +49,14 @@ def _sines(half: float, power: int, over: int) -> Callable[[Axis], list[Tensor]]
 def _one_sided(axis: Axis) -> list[Tensor]:
     """sin^2(pi k / (4 b)) rising and its partner cos^2 falling: the seam sits half a point off."""
     half = math.pi / (8 * axis.blend) if axis.blend else 0.0
-    found = _weights(axis)
-    for weight in found if len(found) > 1 and axis.blend else []:
+    profiles = _weights(axis)
+    for weight in profiles if len(profiles) > 1 and axis.blend else []:
         seam = torch.nonzero((weight > 0) & (weight < 1)).flatten()
         rising = seam[seam < len(weight) / 2] if len(seam) else seam
         falling = seam[seam >= len(weight) / 2] if len(seam) else seam
         weight[rising] = torch.sin(torch.asin(weight[rising].sqrt()) - half) ** 2
         weight[falling] = torch.cos(torch.acos(weight[falling].sqrt()) - half) ** 2
-    return found
+    return profiles
 
 
 def _normalised(shape: Callable[[int], Tensor]) -> Callable[[Axis], list[Tensor]]:
@@ -88,12 +88,12 @@ def _hann_over_extents(axis: Axis) -> list[Tensor]:
 
 
 def _tapered(axis: Axis) -> list[Tensor]:
-    found = _weights(axis)
-    if not axis.periodic and len(found) > 1:
+    profiles = _weights(axis)
+    if not axis.periodic and len(profiles) > 1:
         ramp = torch.sin(math.pi * (torch.arange(2 * axis.blend).double() + 0.5) / (4 * axis.blend)) ** 2
-        found[0][: len(ramp)] *= ramp
-        found[-1][-len(ramp) :] *= ramp.flip(0)
-    return found
+        profiles[0][: len(ramp)] *= ramp
+        profiles[-1][-len(ramp) :] *= ramp.flip(0)
+    return profiles
 
 
 def _cut_at_date_line(axis: Axis) -> list[Tensor]:
@@ -116,8 +116,8 @@ def _transposed(made: Tiling) -> list[Tile]:
 
 
 def _without_last(made: Tiling) -> list[Tile]:
-    found = _tiles(made)
-    return found[:-1] if len(found) > 1 else found
+    every = _tiles(made)
+    return every[:-1] if len(every) > 1 else every
 
 
 def _nearest_only(made: Tiling) -> list[Tile]:
@@ -194,13 +194,13 @@ def _blended_at_the_end(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[s
 
 
 def _field_of_first_tile(i: Mapping[str, Tensor], p: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a tile is conditioned on is read at places counted from the tile's own corner."""
+    """The field that a tile is conditioned on is read at places counted from the tile's own corner."""
 
     def local(z: Tensor, sigma: Tensor, batch: Sequence[Tile]) -> Tensor:
         field = i["field"][:, : z.shape[-2], : z.shape[-1]]
         average = p["mean"] * z.mean((-2, -1), keepdim=True)
-        found: Tensor = (p["own"] * z + average + field) / (1 + sigma**2)[:, None, None, None]
-        return found
+        denoised: Tensor = (p["own"] * z + average + field) / (1 + sigma**2)[:, None, None, None]
+        return denoised
 
     denoise = tiling.blend_tiles(local, Tiling(Axis(**p["y"]), Axis(**p["x"])))
     x = i["x"]

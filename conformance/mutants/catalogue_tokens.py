@@ -28,8 +28,8 @@ def _mean_of_vectors(latitude: Tensor, longitude: Tensor, patch: tuple[int, int]
 
 
 def _tiny_to_zero(x: Tensor, patch: tuple[int, int]) -> Tensor:
-    found = _patchify(x, patch)
-    return torch.where(found.abs() < 1e-30, torch.zeros_like(found), found)
+    patches = _patchify(x, patch)
+    return torch.where(patches.abs() < 1e-30, torch.zeros_like(patches), patches)
 
 
 _FIRST_AGE = "age_features(age[:, :1].expand_as(age).double()"
@@ -198,8 +198,8 @@ def _mean_of_chunks(state: MemoryState, score: Tensor, value: Tensor) -> MemoryS
 
 def _divided_every_chunk(state: MemoryState, score: Tensor, value: Tensor) -> MemoryState:
     """Divides by the denominator after each chunk, and keeps the denominator for the end."""
-    found = _update(state, score, value)
-    return MemoryState(found.maximum, found.denominator, found.accumulator / found.denominator[..., None])
+    updated = _update(state, score, value)
+    return MemoryState(updated.maximum, updated.denominator, updated.accumulator / updated.denominator[..., None])
 
 
 _B16 = ".bfloat16().to(score.dtype)"

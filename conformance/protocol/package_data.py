@@ -1,4 +1,4 @@
-"""Where the suite's own data are: the frozen vectors, the text of the specification, and JSON schemas.
+"""Paths of the suite's own data: the frozen vectors, the text of the specification, and JSON schemas.
 
 An installed suite carries them inside the package. In the source tree the vectors are in `tiny_data/vectors` and the
 specification is in `spec`, beside the package.

@@ -22,7 +22,7 @@ __all__ = ["draw_shared", "gather_members"]
 
 
 def gather_members(own: Float[Tensor, "m *s"], count: int, world: World) -> Float[Tensor, "n *s"]:
-    """All `count` members, in order and on every rank, from the members of each data rank.
+    """Gather all `count` members, in order and on every rank, from the members of each data rank.
 
     This takes one all-gather along fsdp and one along ddp. All ranks call it together.
     """

@@ -283,7 +283,7 @@ def evaluation_traffic(
     backward: bool = False,
     kept: bool = False,
 ) -> Ledger:
-    """All messages of one rank in one evaluation on shards, of `members` over all data ranks, with the memory given.
+    """Count one rank's messages in one evaluation on shards, of `members` over all data ranks, with the memory given.
 
     rank: its number in the mesh. backward: adds a product with J^T. kept: weights stay gathered, and this is the first
     evaluation; later ones gather none.
@@ -313,7 +313,7 @@ def step_traffic(
     state_itemsize: int = 8,
     recomputed: bool = False,
 ) -> Ledger:
-    """All messages of one rank in a training step of `samples` over all data ranks.
+    """Count one rank's messages in a training step of `samples` over all data ranks.
 
     The step compresses the memory in shards and gathers it, evaluates, and takes loss, gradients and norm. The state
     needs no gradient, so that its gather has no backward pass. rank: its number in the mesh. recomputed: with

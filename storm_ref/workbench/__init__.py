@@ -1,1 +1,1 @@
-"""What a user runs: data in and out, observations, training, trials, figures and the command line. Not normative."""
+"""Programs for users: data in and out, observations, training, trials, figures, the command line. Not normative."""

@@ -1,4 +1,4 @@
-"""What the NumPy port refuses, [CONV-10]: each message names the thing, the value seen and the remedy."""
+"""Checks of the NumPy port's inputs, [CONV-10]: each message names the thing, the value seen and the remedy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,11 +45,13 @@ def shape(name: str, value: Any, *wanted: int | None) -> Array:
 
 def batch(parts: Mapping[str, Array], size: int | None = None) -> int:
     """The batch that all parts share, each with as many samples or one for all, [NET-6]."""
-    found = max(len(part) for part in parts.values()) if size is None else size
+    samples = max(len(part) for part in parts.values()) if size is None else size
     for name, part in parts.items():
-        if len(part) not in (1, found):
-            raise ValueError(f"{name} of shape {list(part.shape)} has {len(part)} samples; give {found}, or 1 for all")
-    return found
+        if len(part) not in (1, samples):
+            raise ValueError(
+                f"{name} of shape {list(part.shape)} has {len(part)} samples; give {samples}, or 1 for all"
+            )
+    return samples
 
 
 def falling(sigmas: Array) -> Array:

@@ -40,7 +40,7 @@ def gradients(loss: Callable[[Arrays, int], Array], weights: Arrays, samples: in
     `loss(weights, copies)` gives the loss [copies] of each of `copies` sets of weights; the one weight that differs
     among them has one value a sample, each repeated for the `samples` of a copy.
     """
-    found: dict[str, Array] = {}
+    by_name: dict[str, Array] = {}
     for name, weight in weights.items():
         parts, together = [], max(1, TOGETHER // samples)
         for start in range(0, weight.size, together):
@@ -49,5 +49,5 @@ def gradients(loss: Callable[[Arrays, int], Array], weights: Arrays, samples: in
             steps[np.arange(len(which)), which] = 1j * STEP
             stepped = np.repeat(weight + steps.reshape(-1, *weight.shape), samples, axis=0)
             parts.append(loss({**weights, name: stepped}, len(which)).imag / STEP)
-        found[name] = np.concatenate(parts).reshape(weight.shape).astype(weight.dtype)
-    return found
+        by_name[name] = np.concatenate(parts).reshape(weight.shape).astype(weight.dtype)
+    return by_name

@@ -59,7 +59,7 @@ def gate(sigma: Array, alpha: Array, beta: Array) -> Array:
 
 
 def window_mask(rows: int, cols: int, radius: int, periodic: bool) -> Array:
-    """Which token [n, n] sees which, [ATT-6]."""
+    """Mask [n, n], true where the token of the row attends to that of the column, [ATT-6]."""
     i, j = np.divmod(np.arange(check.integer("rows", rows) * check.integer("cols", cols)), cols)
     di, dj = np.abs(i[:, None] - i), np.abs(j[:, None] - j)
     dj = np.minimum(dj, cols - dj) if periodic else dj
@@ -133,7 +133,7 @@ def final(tokens: Array, e: Array, weights: Arrays, c: Config, rows: int) -> Arr
 
 @dataclass(frozen=True)
 class Condition:
-    """What an analysis knows beside the state: static [b, S, H, W], memory [b, rows, cols, D], position."""
+    """Everything D is conditioned on besides x and sigma: static [b, S, H, W], memory [b, rows, cols, D], position."""
 
     static: Array
     memory: Array

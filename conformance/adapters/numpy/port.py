@@ -202,8 +202,8 @@ def loss_gradients(inputs: Arrays, params: Params) -> Mapping[str, Any]:
         stepped = net.Network(weights, network.config, network.dtype, network.periodic)
         return losses(inputs, params, stepped, copies)
 
-    slopes = gradients(at, network.weights, len(inputs["clean"]))
-    return {**loss(inputs, params), **{f"gradients.{name}": slope for name, slope in slopes.items()}}
+    by_weight = gradients(at, network.weights, len(inputs["clean"]))
+    return {**loss(inputs, params), **{f"gradients.{name}": gradient for name, gradient in by_weight.items()}}
 
 
 def guided_denoise(inputs: Arrays, params: Params) -> Mapping[str, Any]:
@@ -333,8 +333,8 @@ def analysis(inputs: Arrays, params: Params) -> Mapping[str, Any]:
 
     def denoiser(flat: Array, sigma: float) -> Array:
         given = {"x": flat.reshape(latents.shape), "sigma": np.full(len(flat), sigma)}
-        found: Array = evaluate({**inputs, **given}, params)[name]
-        return found.reshape(flat.shape)
+        denoised: Array = evaluate({**inputs, **given}, params)[name]
+        return denoised.reshape(flat.shape)
 
     noises = inputs.get("noises")
     rows = None if noises is None else noises.reshape(*noises.shape[:2], -1)

@@ -86,12 +86,12 @@ def step(
     raised = (1 + gamma) * sigma
     if gamma > 0 and noise is not None:
         hat = x + math.sqrt(raised**2 - sigma**2) * churn.s_noise * check.shape("noise", noise, *x.shape)
-    slope = (hat - denoiser(hat, raised)) / raised
-    euler = hat + (following - raised) * slope
+    d = (hat - denoiser(hat, raised)) / raised
+    euler = hat + (following - raised) * d
     if following == 0:
         return euler
-    corrected = (euler - denoiser(euler, following)) / following
-    return hat + (following - raised) * (slope + corrected) / 2
+    d_prime = (euler - denoiser(euler, following)) / following
+    return hat + (following - raised) * (d + d_prime) / 2
 
 
 def sample(denoiser: Denoiser, latents: Array, sigmas: Array, churn: Churn, noises: Array | None) -> Array:
@@ -176,11 +176,11 @@ class PairNorms:
         norms = np.sqrt((x[self.pairs] ** 2).sum(1))
         if (norms == 0).any():
             raise ValueError(f"the state is 0 at {self.pairs[norms == 0][0].tolist()}; a norm has no derivative there")
-        slope = np.zeros((len(norms), len(x)))
+        tangent = np.zeros((len(norms), len(x)))
         for i, pair in enumerate(self.pairs):
             for j in pair:
-                slope[i, j] += x[j] / norms[i]
-        return norms, slope
+                tangent[i, j] += x[j] / norms[i]
+        return norms, tangent
 
 
 Weighting = Callable[[Array, float, Array, Array, Array], Array]  # W d of R, sigma, H', J and the innovation d
@@ -196,25 +196,25 @@ def setting(settings: Mapping[str, Any], method: str, name: str) -> Any:
 def weighting(method: str, settings: Mapping[str, Any]) -> Weighting:
     """W of a method, applied to an innovation, [GUIDE-2] to [GUIDE-5]."""
     if method == "dps":
-        return lambda r, sigma, slope, j, d: d / r
+        return lambda r, sigma, tangent, j, d: d / r
     if method == "sda":
         gamma = setting(settings, method, "gamma")
         if not (gamma >= 0 and math.isfinite(gamma)):
             raise ValueError(f"gamma is {gamma}; give a finite number of at least 0")
-        return lambda r, sigma, slope, j, d: d / (r + gamma * sigma**2)
+        return lambda r, sigma, tangent, j, d: d / (r + gamma * sigma**2)
     if method == "pigdm":
         sigma_data = float(check.positive("sigma_data", setting(settings, method, "sigma_data")))
 
-        def pigdm(r: Array, sigma: float, slope: Array, j: Array, d: Array) -> Array:
+        def pigdm(r: Array, sigma: float, tangent: Array, j: Array, d: Array) -> Array:
             spread = sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2)
-            return np.linalg.solve(np.diag(r) + spread * slope @ slope.T, d)
+            return np.linalg.solve(np.diag(r) + spread * tangent @ tangent.T, d)
 
         return pigdm
     if method == "mmps":
         steps = check.integer("steps of mmps", setting(settings, method, "steps"))
         residual = settings.get("residual", 0.0)
-        return lambda r, sigma, slope, j, d: conjugate_gradients(
-            lambda p: r * p + sigma**2 * slope @ (j.T @ (slope.T @ p)), d, steps, residual
+        return lambda r, sigma, tangent, j, d: conjugate_gradients(
+            lambda p: r * p + sigma**2 * tangent @ (j.T @ (tangent.T @ p)), d, steps, residual
         )
     raise ValueError(f"the method of guidance is {method!r}; give dps, pigdm, sda or mmps")
 
@@ -242,9 +242,9 @@ def guide(
     """The guided mean [v] of one member: its denoised mean [v] and J [v, v], [GUIDE-1]; [GUIDE-10] without value."""
     if len(value) == 0:
         return mean
-    seen, slope = observe(mean)
-    weighted = weigh(variance, sigma, slope, jacobian, value - seen)
-    return mean + sigma**2 * jacobian.T @ (slope.T @ weighted)  # type: ignore[no-any-return]
+    seen, tangent = observe(mean)
+    weighted = weigh(variance, sigma, tangent, jacobian, value - seen)
+    return mean + sigma**2 * jacobian.T @ (tangent.T @ weighted)  # type: ignore[no-any-return]
 
 
 def guided_gaussian(

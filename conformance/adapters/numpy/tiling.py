@@ -54,7 +54,7 @@ class Axis:
         return [(start, min(start + self.core, self.length)) for start in range(0, self.length, self.core)]
 
     def extent(self, core: tuple[int, int]) -> Array:
-        """What a tile sees, as points that may leave [0, n) on a periodic axis, [TILE-3]."""
+        """The extent of a tile, as points that may leave [0, n) on a periodic axis, [TILE-3]."""
         start, end = core[0] - self.halo, core[1] + self.halo
         if not self.periodic or len(self.cores) == 1:
             start, end = max(0, start), min(self.length, end)
@@ -62,7 +62,7 @@ class Axis:
 
     @property
     def extents(self) -> list[Array]:
-        """What each tile sees, as indices of the axis."""
+        """The extent of each tile, as indices of the axis."""
         return [self.extent(core) % self.length for core in self.cores]
 
     def weight(self, core: tuple[int, int]) -> Array:

@@ -147,11 +147,11 @@ def narrow(x: Array, dtype: type[np.floating[Any]]) -> Array:
     return x.astype(np.result_type(dtype, np.complex64) if np.iscomplexobj(x) else dtype)
 
 
-def extend(x: Array, value: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Array:
+def extend(x: Array, value: Callable[[Array], Array], derivative: Callable[[Array], Array]) -> Array:
     """f(x) of its value and derivative on the real axis: f(a + ib) = f(a) + ib f'(a), b being infinitesimal."""
     if not np.iscomplexobj(x):
         return value(x)
-    return value(x.real) + np.array(1j, x.dtype) * (slope(x.real) * x.imag)  # type: ignore[no-any-return]
+    return value(x.real) + np.array(1j, x.dtype) * (derivative(x.real) * x.imag)  # type: ignore[no-any-return]
 
 
 def _sigmoid(x: Array) -> Array:

@@ -74,7 +74,7 @@ def spread_skill(
 
 
 def rank_histogram(members: Array, truth: Array, mask: Array | None, seed: int) -> Array:
-    """How often the truth takes each of the M + 1 ranks, ties drawn uniformly, [VER-9]."""
+    """Count how often the truth takes each of the M + 1 ranks, ties drawn uniformly, [VER-9]."""
     x, y = ensemble(members, truth)
     chosen, counts = selected(mask, y), np.zeros(len(x) + 1, np.int64)
     generator = np.random.default_rng(check.integer("seed", seed, 0))

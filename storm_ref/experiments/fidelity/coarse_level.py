@@ -1,4 +1,4 @@
-"""How much of the difference between tiled and untiled the coarse level of `experiments.coarse` removes."""
+"""Measure how much of the difference between tiled and untiled the coarse level of `experiments.coarse` removes."""
 
 import math
 from collections.abc import Sequence

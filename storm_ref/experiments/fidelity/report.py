@@ -1,4 +1,4 @@
-"""All measurements of fidelity, as one record that JSON can hold."""
+"""Take every measurement of fidelity, as one record that JSON can hold."""
 
 import zlib
 from collections.abc import Callable
@@ -28,7 +28,7 @@ _Draws = Callable[[str], torch.Generator]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much `run` measures. Grids are in points, of 6 x 12 tiles each; halos are those of the generic network."""
+    """Sizes of the measurements. Grids are in points, of 6 x 12 tiles each; halos are those of the generic network."""
 
     sigmas: tuple[float, ...] = (0.1, 0.5, 2.0, 10.0, 40.0)
     large: tuple[int, int] = (48, 96)  # grid for one evaluation
@@ -53,7 +53,7 @@ def run(
     sizes: Sizes = Sizes(),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All measurements, on `data` or else on the bundled world, at times from `start` on.
+    """Take every measurement, on `data` or else on the bundled world, at times from `start` on.
 
     The model must not have been trained on those times.
 

@@ -1,4 +1,4 @@
-"""How the tiled denoiser cuts a domain: tiles along each axis, their batches, and the tiles that meet a core."""
+"""The tiled denoiser's partition of a domain: tiles along each axis, their batches, and the tiles that meet a core."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -302,7 +302,7 @@ def weight_bytes(work: Workload, mesh: Mesh) -> int:
 
 @cache
 def meshes(capacity: float, work: Workload, size: int) -> tuple[Mesh, ...]:
-    """All meshes of `size` ranks that [PAR-4] allows and whose weights take at most half of so many bytes."""
+    """List the meshes of `size` ranks that [PAR-4] allows and whose weights take at most half of so many bytes."""
     divisors = [d for d in range(1, size + 1) if size % d == 0]
     legal = [
         Mesh(ddp=size // (tp * tile * fsdp), fsdp=fsdp, tile=tile, tp=tp)

@@ -447,7 +447,7 @@ def date_in_record(arguments: argparse.Namespace, option: Literal["split", "star
 
 
 def draw_settings(arguments: argparse.Namespace, fields: Fields, patch: tuple[int, int]) -> DrawSettings:
-    """How ensembles are drawn. Raises ValueError for numbers, tiles and errors that do not fit one another."""
+    """Read how to draw ensembles. Raises ValueError for numbers, tiles and errors that do not fit one another."""
     return DrawSettings(
         members=arguments.members,
         seed=arguments.seed,
