@@ -345,7 +345,7 @@ def members_not_finite(p: Problem, mesh: Mesh, bad: int) -> str:
         noise = torch.zeros(1, len(run), *p.shape, dtype=torch.float64)
         for place, member in enumerate(run):
             noise[:, place] = torch.inf if member == bad else 0
-        return draw_members(lambda x, sigma: x, noise, Sampler(schedule(3), tiles_per_batch=2))
+        return draw_members(lambda x, sigma: x, noise, Sampler(schedule(3), members_per_batch=2))
 
     try:
         draw_shared(draw, p.samples, world)

@@ -137,9 +137,10 @@ def gradient_norm(network: nn.Module, world: World) -> Float[Tensor, ""]:
 
 def clip_gradients(network: nn.Module, most: float, world: World) -> Float[Tensor, ""]:
     """Scale the gradient so that its norm is at most `most`, as torch.nn.utils.clip_grad_norm_; returns the norm."""
-    if world.mesh.size == 1:  # torch's own, so that a mesh of one has the bits of a serial program
-        return torch.nn.utils.clip_grad_norm_(network.parameters(), most)
     norm = gradient_norm(network, world)
+    if world.mesh.size == 1:  # torch's own, so that a mesh of one has the bits of a serial program
+        torch.nn.utils.clip_grad_norm_(network.parameters(), most)
+        return norm
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     for weight in network.parameters():
         if weight.grad is not None:
