@@ -44,7 +44,7 @@ scaling: $(READY) ## predict strong scaling from counted work and messages, and 
 	@$(RUN) -m storm_ref.experiments.scaling
 
 test: lint ## lint, then run all tests, on two processes; those that start ranks come last and alone
-	@$(RUN) -m pytest -q -n 2 -m 'not distributed'
+	@$(RUN) -m pytest -q -n 2 --dist worksteal -m 'not distributed'
 	@$(RUN) -m pytest -q -m distributed
 
 lint: $(READY) ## style (ruff), types (mypy, strict), and who may import what (import-linter)

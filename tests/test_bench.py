@@ -104,6 +104,7 @@ def test_streamer_is_the_compression(form: str) -> None:
     assert torch.allclose(memory.finish(), expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_run_has_the_same_memory_whatever_the_frames() -> None:
     few, many = (history.run(Job(k, grid=(8, 64), threads=1)) for k in (64, 960))
     assert (few["tokens"], many["tokens"]) == (64 * 512, 960 * 512)
@@ -111,6 +112,7 @@ def test_run_has_the_same_memory_whatever_the_frames() -> None:
     assert many["peak_bytes"] > 100e6  # a process with torch in it: the peak of a process, and in bytes
 
 
+@pytest.mark.slow
 def test_run_invalid_says_what_the_process_said(tmp_path: Path) -> None:
     job = Job(2, grid=(8, 64), threads=1)
     (tmp_path / "state").write_bytes(b"no tensors")
@@ -225,6 +227,7 @@ def test_work_is_the_denoiser_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     assert again["seconds_denoise"] == record["seconds_denoise"]
 
 
+@pytest.mark.slow
 def test_run_keeps_the_record_and_removes_the_stores(tmp_path: Path) -> None:
     record = scale.run("small", DOMAIN, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["small.json"]

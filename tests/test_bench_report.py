@@ -16,6 +16,8 @@ from storm_ref.experiments.bench.history import Job
 from storm_ref.experiments.fidelity import Sizes
 from storm_ref.workbench.io import bundled
 
+pytestmark = pytest.mark.slow
+
 SIZES = Sizes((0.5, 2.0), (12, 24), (12, 24), (12, 24), (0, 1), 8, (2, 4), (2,), 2, 2, 2, 3.0, (2, 2))
 JOB = scale.DomainJob((24, 40), "tiny", 8, 2, 1, tiles_per_batch=4, threads=1)
 

@@ -55,6 +55,7 @@ def _assimilate(data: Path, weights: Path, out: Path, *more: str) -> int:
     return main(["assimilate", *words, *more])
 
 
+@pytest.mark.slow
 def test_train_writes_a_model_and_reports_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Folders are made, a second run has the same bits, and where there is no terminal only plain lines are printed."""
     words = ["train", "--data", str(data), "--split", SPLIT, *SIZES, "--out"]
@@ -70,6 +71,7 @@ def test_train_writes_a_model_and_reports_it(data: Path, tmp_path: Path, capsys:
     assert checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_assimilate_repeats_bit_for_bit(
     data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +95,7 @@ def test_assimilate_repeats_bit_for_bit(
         assert "torch" in dataset.attrs["source"] and dataset["a"].dims[0] == "member"
 
 
+@pytest.mark.slow
 def test_assimilate_obs_std_and_guidance_reach_the_draw(data: Path, weights: Path, tmp_path: Path) -> None:
     more = ["--observed", "0.5", "--count", "1", "--cycle", "0"]
     for name, words in {"a": [], "b": ["--obs-std", "0.5,3"], "c": ["--guidance", "pigdm"]}.items():
@@ -187,6 +190,7 @@ def test_forecast_beyond_the_record(data: Path, weights: Path, tmp_path: Path) -
     np.testing.assert_array_equal(_values(tmp_path / "f.nc")["time"], expected)
 
 
+@pytest.mark.slow
 def test_trial_on_a_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A trial runs end to end on a grid that has to be padded, and the padding is in no file."""
     data = synthetic.record(tmp_path / "odd.nc", (11, 15))

@@ -182,6 +182,7 @@ def test_coarse_denoiser_invalid(window: int | None, shape: tuple[int, int], mes
         coarse_denoiser(w.network, w.condition, CUTS[0], white((2, 6, 12)), shape)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @settings(max_examples=8)
 @given(st.sampled_from(CUTS), st.integers(1, 2), st.sampled_from([3, 16]), st.integers(1, 7), st.integers(1, 7))

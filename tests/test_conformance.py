@@ -114,6 +114,7 @@ def _raise(error: BaseException) -> Any:
 # The command.
 
 
+@pytest.mark.slow
 def test_main_reference_conforms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """[CONF-1] [CONF-2] The claim names profile, dtype and versions; the denominators are the manifest's."""
     assert main(["--out", str(tmp_path), "--profile", "edm", "--profile", "tiling"]) == 0
@@ -128,6 +129,7 @@ def test_main_reference_conforms(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert profile["expected"] == counts[name]["cases"] + counts[name]["laws"]
 
 
+@pytest.mark.slow
 def test_main_wrong_port_explains_its_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--adapter", "conformance.mutants:gate_reversed", "--in-process", "--profile", "core"]
     assert main([*words, "--out", str(tmp_path)]) == 1
@@ -145,6 +147,7 @@ def test_main_unsupported_is_incomplete(tmp_path: Path, capsys: pytest.CaptureFi
     assert "INCOMPLETE" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_main_internal_operation_may_be_missing(tmp_path: Path) -> None:
     """[CONF-3] A port without a gate of its own conforms; one with a wrong gate does not."""
     words = ["--in-process", "--profile", "core", "--out", str(tmp_path)]

@@ -88,6 +88,7 @@ def past(c: StormConfig, rows: int, cols: int, frames: int, batch: int, dtype: t
 # Formula and count: multiply-adds and numbers moved
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @settings(max_examples=25)
 @given(domains(), st.integers(1, 3), st.sampled_from([1, 2, 16]), st.sampled_from([*DTYPES.values(), torch.bfloat16]))
@@ -203,6 +204,7 @@ def test_linear_and_attention_value() -> None:
 # Peak live bytes
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @given(domains(least=2, width=2), st.integers(1, 2), st.sampled_from([*DTYPES]))
 def test_peak_evaluation_equals_count(domain: tuple[StormConfig, Tiling], members: int, itemsize: int) -> None:
@@ -215,6 +217,7 @@ def test_peak_evaluation_equals_count(domain: tuple[StormConfig, Tiling], member
     assert live.now == 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @settings(max_examples=25)
 @given(domains(least=2, width=2), st.integers(1, 2), st.sampled_from([1, 2, 16]), st.sampled_from([*DTYPES]))

@@ -84,6 +84,7 @@ def test_demonstrate_scores_are_of_points_neither_observed_nor_missing(model: Mo
     assert not FIELDS.valid[k].all(), "without gaps this test sees nothing"
 
 
+@pytest.mark.slow
 def test_demonstrate_cycles_go_on_from_the_first_time(model: Model) -> None:
     """Both ensembles start from one past, with noise and observations that no scored analysis has used."""
     cycles = demonstrate(model, FIELDS, SETTINGS).cycles
@@ -109,6 +110,7 @@ def test_demonstrate_without_cycles(model: Model) -> None:
     assert result.cycles is None and "cycle" not in result.scores
 
 
+@pytest.mark.slow
 def test_demonstrate_follows_a_vortex() -> None:
     """Data with winds give tracks of the truth and of every member, and scores of the last position and wind."""
     plain = synthetic.fields()

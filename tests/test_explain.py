@@ -86,6 +86,7 @@ def test_by_axis_is_the_rms_of_each_slice() -> None:
 # Where it starts.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "first", "wrong_part"),
     [("tokens_column_major", "history", "history tokens"), ("gate_reversed", "block.0", "block 0")],
@@ -107,6 +108,7 @@ def test_first_difference_within_a_block() -> None:
     assert [stage.name for stage in compared] == ["gamma", "spatial", "temporal"]
 
 
+@pytest.mark.slow
 def test_a_part_that_only_inherits_an_error_is_right_by_itself() -> None:
     """A wrong history spoils every intermediate behind it, and no other part."""
     port = mutant_port("age_in_days")
@@ -116,6 +118,7 @@ def test_a_part_that_only_inherits_an_error_is_right_by_itself() -> None:
     assert wrong == {"history tokens", "memory"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
     "name", ["denoiser/generic-weights", "memory/compress", "edm/sample", "assimilation/posterior-mmps", "tiling/cone"]
@@ -151,6 +154,7 @@ def lineup() -> LineUp:
     return LineUp(CASES, "float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["tokens_column_major", "memory_not_rescaled", "gate_reversed", "embedding_unquartered", "schedule_over_n"],
@@ -163,6 +167,7 @@ def _reversed_gate(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *a: 1 - right(*a)
 
 
+@pytest.mark.slow
 def test_likely_names_a_mistake_in_another_implementation(lineup: LineUp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The NumPy port shares no code with the catalogue, and its errors are recognised all the same."""
     monkeypatch.setattr(numpy_network, "gate", _reversed_gate(numpy_network.gate))
@@ -197,6 +202,7 @@ def test_distance_is_one_where_the_mutant_is_right() -> None:
 # The command.
 
 
+@pytest.mark.slow
 def test_main_explains_from_requirement_to_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["explain", "denoiser/generic-weights", "--adapter", "conformance.mutants:gate_reversed", "--in-process"]
     assert main([*words, "--out", str(tmp_path)]) == 1

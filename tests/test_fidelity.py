@@ -242,6 +242,7 @@ def test_coarse_gains_everything_with_a_block_a_token() -> None:
     assert all(abs(r["lost_coarse"]) <= SAMPLED < abs(r["lost_tiled"]) for r in records if r["sigma"])
 
 
+@pytest.mark.slow
 def test_run_is_json_and_tells_its_progress() -> None:
     """Every part runs at its smallest, with the bundled model and world."""
     told: list[tuple[str, int, int]] = []

@@ -93,6 +93,7 @@ def test_record_kills_prefers_mutants_made_for_the_requirement(tmp_path: Path) -
     assert len(path.read_text().splitlines()) == 2 + len({"gate_reversed", *sorted(others)[:4]})
 
 
+@pytest.mark.slow
 def test_problems_finds_a_changed_recipe_and_an_unknown_target() -> None:
     fewer = {name: drafts[1:] for name, drafts in all_recipes().items()}
     assert any("not of these recipes" in line for line in problems(CASES, LAWS, fewer))

@@ -424,6 +424,7 @@ def reopened(folder: Path) -> OnDisk:
     return OnDisk(w, Domain(*arrays, w.latitude, w.longitude, True), out, folder / "run")
 
 
+@pytest.mark.slow
 def test_denoise_goes_on_after_a_kill(tmp_path: Path) -> None:
     """SIGKILL twice: two batches stay done, then all and a row of cores. Inputs are Zarr, the output a memory map."""
     made = on_disk(tmp_path, world(TILING), "zarr")
@@ -574,6 +575,7 @@ def test_denoise_peak_does_not_grow_with_the_domain(tmp_path: Path) -> None:
     assert peaks[4] == peaks[8]
 
 
+@pytest.mark.slow
 def test_denoise_arrays_do_not_grow_with_the_domain(tmp_path: Path) -> None:
     """Numpy's: with four times as many tiles they grow by less than one row of tiles of the state.
 

@@ -190,6 +190,7 @@ def test_efficiency_is_one_where_all_can_be_shared_out() -> None:
     assert efficiency(PLAIN, replace(WORK, samples=64, training=False), 16, 4) == pytest.approx(1, rel=NEAR)
 
 
+@pytest.mark.slow
 def test_efficiency_falls_with_accelerators() -> None:
     efficiencies = [efficiency(Machine(), Workload(storm_10m()), size) for size in model.SIZES]
     assert efficiencies == sorted(efficiencies, reverse=True)
@@ -285,6 +286,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "BATCHES", (1024,))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_main_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--out", str(tmp_path / "a" / "b")]) == 0

@@ -225,6 +225,7 @@ def test_scheduled_rate_value() -> None:
     assert got == pytest.approx([0.2, 0.8, 1.0, 1.0, 0.5, 0.0])
 
 
+@pytest.mark.slow
 def test_train_repeats_with_its_seed() -> None:
     assert final(SMALL) == final(SMALL)
     assert final(SMALL)[0] != final(replace(SMALL, seed=1))[0]
@@ -238,6 +239,7 @@ def test_train_takes_nothing_from_the_global_generator() -> None:
     assert final(SMALL) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 7, 10])
 def test_train_resumes_bitwise(stop: int, tmp_path: Path) -> None:
     """A run that was stopped and resumed from its file ends with the bits of one that was not."""
@@ -270,6 +272,7 @@ def test_train_without_steps_is_the_prior() -> None:
     assert [step for step, _ in trained.training["held_back"]] == [0]
 
 
+@pytest.mark.slow
 def test_train_learns_and_keeps_the_best() -> None:
     """With plain EDM there is much to learn: 150 steps take a tenth off the loss on days never trained on."""
     s = replace(SMALL, covariance_rank=0, steps=150, batch=16, learning_rate=3e-3, ema=0.9, width=32)

@@ -13,6 +13,8 @@ from storm_ref.workbench.run.analysis import DrawSettings
 from storm_ref.workbench.run.training import TrainSettings
 from storm_ref.workbench.run.trial import TrialResult, TrialSettings, run_trial
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrialSettings(
     split=synthetic.SPLIT,
     time_step=synthetic.STEP,
