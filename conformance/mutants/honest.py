@@ -130,7 +130,7 @@ def _fused(
     self: MultiHead, x: Tensor, context: Tensor, head_weight: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """Project keys and values, and in self-attention queries too, by one product that is split afterwards."""
-    width = x.shape[-1]
+    width = len(self.query.weight)  # that of the rank's heads
     both = torch.cat([self.key.weight, self.value.weight])
     if context is x:
         q, k, v = torch.split(x @ torch.cat([self.query.weight, both]).T, width, -1)
@@ -278,11 +278,14 @@ _tensor, _rank = adapter._tensor, adapter._rank_histogram
 
 
 def _strided(op: str, name: str, value: Array, dtype: str) -> Tensor:
-    """Lay fields out with the channel fastest in memory, and matrices column by column."""
+    """Lay fields out with the channel fastest in memory, and matrices column by column.
+
+    On many ranks matrices stay as they are, because `fully_shard` takes contiguous weights alone.
+    """
     tensor = _tensor(op, name, value, dtype)
     if tensor.ndim == 4:
         return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor.T.contiguous().T if tensor.ndim == 2 else tensor
+    return tensor.T.contiguous().T if tensor.ndim == 2 and not op.startswith("parallel") else tensor
 
 
 def _all_wide(op: str, name: str, value: Array, dtype: str) -> Tensor:
