@@ -43,13 +43,9 @@ bench-scale: $(READY) ## histories of 20 billion tokens and the largest frames; 
 scaling: $(READY) ## predict strong scaling from counted work and messages, and draw it
 	@$(RUN) -m storm_ref.experiments.scaling
 
-# Ranks wait more than they compute, so their tests run beside the others, and what those print follows at the end.
-test: lint ## lint, then run all tests: on two processes, and those that start ranks beside them on a third
-	@mkdir -p build
-	@$(RUN) -m pytest -q -m distributed -p no:cacheprovider >build/ranks.txt 2>&1 & ranks=$$!; \
-	trap 'kill $$ranks; exit 130' INT TERM; code=0; \
-	$(RUN) -m pytest -q -n 2 --dist worksteal -m 'not distributed' || code=$$?; \
-	wait $$ranks || code=$$?; cat build/ranks.txt; exit $$code
+test: lint ## lint, then run all tests, on two processes; those that start ranks come last and alone
+	@$(RUN) -m pytest -q -n 2 --dist worksteal -m 'not distributed'
+	@$(RUN) -m pytest -q -m distributed
 
 lint: $(READY) ## style (ruff), types (mypy, strict), and who may import what (import-linter)
 	@$(RUN) -m ruff check --quiet .

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 from numpy._core import _multiarray_umath as umath
 
@@ -18,20 +17,8 @@ SETTINGS = {
     "OpenBLAS for Nehalem": {"OPENBLAS_CORETYPE": "Nehalem"},
 }
 
-TESTS = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_vectors.py"]
-
-
-def run(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """One setting on one process, since every process more imports torch once more."""
-    return subprocess.run(
-        TESTS, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-# Two settings run at a time; the lines of each are printed together, in the order above.
-with ThreadPoolExecutor(2) as both:
-    codes = []
-    for (title, variables), done in zip(SETTINGS.items(), both.map(run, SETTINGS.values()), strict=True):
-        print(f"vectors by {title}: {variables}\n{done.stdout}", flush=True)
-        codes.append(done.returncode)
-sys.exit(next(filter(None, codes), 0))
+for title, variables in SETTINGS.items():
+    print(f"vectors by {title}: {variables}", flush=True)
+    tests = [sys.executable, "-m", "pytest", "-q", "-n", "2", "tests/test_vectors.py"]
+    if code := subprocess.run(tests, env=os.environ | variables).returncode:
+        sys.exit(code)

@@ -149,9 +149,10 @@ def test_main_unsupported_is_incomplete(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 def test_main_internal_operation_may_be_missing(tmp_path: Path) -> None:
-    """[CONF-3] A port without a gate of its own conforms. That one with a wrong gate does not is tested above."""
+    """[CONF-3] A port without a gate of its own conforms; one with a wrong gate does not."""
     words = ["--in-process", "--profile", "core", "--out", str(tmp_path)]
     assert main(["--adapter", f"{__name__}:Gateless", *words]) == 0
+    assert main(["--adapter", "conformance.mutants:gate_reversed", *words]) == 1
 
 
 @pytest.mark.parametrize(
